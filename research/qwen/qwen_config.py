@@ -1,0 +1,241 @@
+"""The configuration of a Qwen model (first generation: 1.8B, 7B, 14B, 72B)."""
+import json
+from pathlib import Path
+
+from mindformers.models.llama.llama_config import LlamaConfig
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
+__all__ = ["QwenConfig"]
+
+# Qwen's own name -> MindFormers' name of the same thing.
+QWEN_NAMES = {
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "layer_norm_epsilon": "rms_norm_eps",
+    "rotary_emb_base": "theta",
+    "max_position_embeddings": "max_position_embedding",
+    "initializer_range": "init_method_std",
+}
+
+# Where Qwen-7B differs from LlamaConfig's defaults.
+QWEN_DEFAULTS = {
+    "seq_length": 8192,
+    "intermediate_size": 22016,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "pad_token_id": 151643,
+    "qkv_has_bias": True,
+    "init_method_std": 0.02,
+    "num_blocks": None,
+    "is_dynamic": True,
+    "do_sample": False,
+    "top_k": 0,
+    "top_p": 0.8,
+    "max_decode_length": 512,
+}
+
+# What the architecture fixes: a config that says otherwise describes another model.
+QWEN_CONSTANTS = {
+    "rotary_pct": 1.0,
+    "scale_attn_weights": True,
+    "no_bias": True,
+    "qkv_has_bias": True,
+    "attn_proj_has_bias": False,
+    "attn_dropout_prob": 0.0,
+    "use_cache_quantization": False,
+}
+
+# Keys of a Hugging Face config.json that say nothing about this implementation.
+HF_ONLY = {"model_type", "auto_map", "transformers_version", "tokenizer_type", "tokenizer_class", "use_cache",
+           "use_cache_kernel", "use_flash_attn", "onnx_safe", "softmax_in_fp32", "torch_dtype", "architectures",
+           "bf16", "fp16", "fp32", "quantization_config", "_name_or_path"}
+
+
+@MindFormerRegister.register(MindFormerModuleType.CONFIG)
+class QwenConfig(LlamaConfig):
+    """
+    A `LlamaConfig` that speaks Qwen: every key of `LlamaConfig` and of a released `config.json` is accepted, under
+    either name (`num_layers` or `num_hidden_layers`, `theta` or `rotary_emb_base`, ...); both may also be read and
+    set as attributes. The defaults are Qwen-7B's. Keys with a meaning of their own here:
+
+    Args:
+        seq_length (int): What the model can hold: the most tokens of one prompt and its answer together. As
+            everywhere in MindFormers; the key/value cache is sized by it. Default: 8192.
+        train_seq_length (int): The length the model was trained with, which `config.json` calls `seq_length`:
+            dynamic NTK and LogN attention begin beyond it. Default: `seq_length`.
+        max_position_embedding (int): An upper limit of `seq_length`. Default: `seq_length`.
+        intermediate_size (int): As in `config.json`, *twice* the width of `w1` and `w2`; `ffn_hidden_size` is the
+            width of one of them. Default: 22016.
+        kv_channels (int): The size of one attention head. Default: `hidden_size / num_heads`.
+        use_dynamic_ntk (bool): Stretch the rotary base for prompts beyond `train_seq_length`. Default: True.
+        use_logn_attn (bool): Scale queries at positions beyond `train_seq_length`. Default: True.
+        batch_size (int): The most sequences generated at once with `use_past`. Default: 1.
+        block_size (int): Tokens in a block of the paged key/value cache. Default: 16.
+        num_blocks (int): Blocks of the cache. Default: just as many as `batch_size` sequences of `seq_length` need.
+        compute_dtype, param_init_type (str): float16, bfloat16 or float32, on an NPU; a CPU computes in float32.
+        emb_dropout_prob (float): Dropout of the embeddings in training. Default: 0.
+        tie_word_embeddings (bool): The head is the embedding. Default: False.
+        chat_format (str): "raw" for a base model, "chatml" for a chat model. Default: "raw".
+        kernels (str): The kernel set: "auto" or a name listed in `qwen_kernels`. Default: "auto".
+
+    Raises:
+        ValueError: Two names of one thing with different values, sizes that don't fit each other, or a setting that
+            no Qwen has.
+
+    Source: https://huggingface.co/Qwen/Qwen-7B/blob/main/configuration_qwen.py
+    """
+
+    model_type = "qwen"
+    attribute_map = QWEN_NAMES
+
+    def __init__(self, **kwargs):
+        values = {**QWEN_DEFAULTS, **_to_mindformers_names(kwargs)}
+        for key, fixed in QWEN_CONSTANTS.items():
+            if values.get(key, fixed) != fixed:
+                raise ValueError(f"{key}: expected {fixed}, as in every Qwen this model can build, "
+                                 f"found {values[key]}")
+        extra = {key: values.pop(key, default) for key, default in (
+            ("kv_channels", None), ("train_seq_length", None), ("use_dynamic_ntk", True), ("use_logn_attn", True),
+            ("emb_dropout_prob", 0.0), ("chat_format", "raw"), ("kernels", "auto"))}
+        super().__init__(**values)
+        for key, value in extra.items():
+            setattr(self, key, value)
+        self.kv_channels = self.kv_channels or _divide("hidden_size", self.hidden_size, "num_heads", self.num_heads)
+        self.train_seq_length = self.train_seq_length or self.seq_length
+        self.validate()
+        self.ffn_hidden_size = self.intermediate_size // 2
+
+    def validate(self):
+        """Raises ValueError, naming the key, where sizes contradict each other."""
+        for key in ("hidden_size", "num_layers", "num_heads", "kv_channels", "vocab_size", "seq_length",
+                    "train_seq_length", "batch_size", "block_size", "intermediate_size"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{key}: expected a positive integer, found {value!r}")
+        if self.intermediate_size % 2:
+            raise ValueError(f"intermediate_size: expected an even number (twice the width of w1 and w2), "
+                             f"found {self.intermediate_size}")
+        if self.kv_channels % 2:
+            raise ValueError(f"kv_channels: rotary embedding needs an even head size, found {self.kv_channels}")
+        if self.n_kv_heads not in (None, self.num_heads):
+            raise ValueError(f"n_kv_heads: Qwen has a key/value head for each of its num_heads={self.num_heads} "
+                             f"heads, found {self.n_kv_heads}")
+        if self.max_position_embedding < self.seq_length:
+            raise ValueError(f"seq_length: {self.seq_length} is more than the model's max_position_embeddings "
+                             f"{self.max_position_embedding}")
+
+    @property
+    def blocks_per_sequence(self) -> int:
+        """Cache blocks of one sequence of `seq_length` tokens."""
+        return -(-self.seq_length // self.block_size)
+
+    @property
+    def cache_blocks(self) -> int:
+        """Blocks of the key/value cache: `num_blocks`, or what `batch_size` sequences need."""
+        return self.num_blocks or self.batch_size * self.blocks_per_sequence
+
+    @classmethod
+    def from_hf_config(cls, path, **overrides) -> "QwenConfig":
+        """
+        Read a released `config.json`.
+
+        Args:
+            path (str): The file, or the folder that holds it.
+            overrides: Keys of `QwenConfig` that are to differ from the file, under either name. `seq_length` here is
+                what the model can hold; without it that is the file's `max_position_embeddings`. The file's own
+                `seq_length` is taken as `train_seq_length`.
+
+        Raises:
+            FileNotFoundError: No such file.
+            ValueError: Not a Qwen config, a quantised one, or see `QwenConfig`.
+        """
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            hf = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not valid JSON: {error}") from None
+        if hf.get("model_type") != "qwen":
+            raise ValueError(f"{path}: model_type: expected 'qwen' (the first generation), "
+                             f"found {hf.get('model_type')!r}")
+        if hf.get("quantization_config"):
+            raise ValueError(f"{path}: quantization_config: quantised checkpoints are not read by this version, "
+                             "take the 16-bit one")
+        values = _to_mindformers_names({key: value for key, value in hf.items() if key not in HF_ONLY})
+        trained = values.pop("seq_length", None)
+        dtype = _hf_dtype(hf)
+        values.update(train_seq_length=trained, compute_dtype=dtype, param_init_type=dtype)
+        values["seq_length"] = max(trained or 0, values.get("max_position_embedding") or 0) or None
+        values.update(_to_mindformers_names(overrides))
+        values["max_position_embedding"] = max(values.get("max_position_embedding") or 0, values["seq_length"] or 0)
+        try:
+            return cls(**{key: value for key, value in values.items() if value is not None})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_llama_config(cls, config: LlamaConfig) -> "QwenConfig":
+        """
+        The `QwenConfig` that a `LlamaConfig` from a YAML of the first MindFormers port of Qwen means.
+
+        There `intermediate_size` is the width of one branch, or absent and then Llama's rule gives it; Qwen's own
+        names stand beside Llama's defaults and win over them; the window of NTK and LogN is not known, so both are
+        off unless the YAML says otherwise.
+
+        Args:
+            config (LlamaConfig): A plain one; a `QwenConfig` is returned as it is.
+        """
+        if isinstance(config, cls):
+            return config
+        values, defaults = dict(vars(config)), vars(LlamaConfig())
+        for qwen_name, name in QWEN_NAMES.items():
+            if qwen_name in values and values[name] == defaults[name]:
+                values[name] = values[qwen_name]
+        if values["max_position_embedding"] < values["seq_length"]:
+            values["max_position_embedding"] = values["seq_length"]
+        if values["num_blocks"] == defaults["num_blocks"]:
+            values["num_blocks"] = None
+        values["intermediate_size"] = 2 * (values["intermediate_size"] or _llama_ffn_width(values))
+        values["qkv_has_bias"] = True
+        values.setdefault("use_dynamic_ntk", False)
+        values.setdefault("use_logn_attn", False)
+        return cls(**{key: value for key, value in values.items() if value is not None})
+
+
+def _to_mindformers_names(values):
+    """The same settings under MindFormers' names; ValueError where both names are given and differ."""
+    renamed = {key: value for key, value in values.items() if key not in QWEN_NAMES}
+    for qwen_name, name in QWEN_NAMES.items():
+        if values.get(qwen_name) is None:
+            continue
+        if renamed.get(name) not in (None, values[qwen_name]):
+            raise ValueError(f"{qwen_name}: {values[qwen_name]} contradicts {name}: {renamed[name]}, "
+                             "two names of one setting: give one")
+        renamed[name] = values[qwen_name]
+    return renamed
+
+
+def _divide(name, value, by_name, by):
+    """`value / by` where it is whole."""
+    if value % by:
+        raise ValueError(f"{name}: {value} is not a multiple of {by_name}={by}; give kv_channels, the size of a head")
+    return value // by
+
+
+def _hf_dtype(hf):
+    """The type that a config.json computes in."""
+    for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")):
+        if hf.get(key):
+            return dtype
+    return hf.get("torch_dtype") or "float16"
+
+
+def _llama_ffn_width(values):
+    """Llama's rule for the width of w1: two thirds of 4 * hidden_size, rounded up to `multiple_of`."""
+    width = 4 * values["hidden_size"]
+    if values["ffn_dim_multiplier"]:
+        width = int((values["ffn_dim_multiplier"] + 0.01) * width)
+    width, multiple = int(2 * width / 3), values["multiple_of"]
+    return multiple * (-(-width // multiple))

@@ -1,0 +1,451 @@
+"""Qwen (first generation) as a MindFormers model, in MindSpore's graph mode, on an Ascend NPU or a CPU."""
+import contextlib
+
+import mindspore as ms
+import numpy as np
+from mindformers.models.modeling_utils import PreTrainedModel
+from mindformers.modules.block_tables import BlockTables
+from mindformers.tools.logger import logger
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Normal, initializer
+from mindspore.nn.utils import no_init_parameters
+
+import qwen_processor  # noqa: F401  registered with the model, so that one import serves a whole YAML
+import qwen_tokenizer  # noqa: F401
+from qwen_checkpoint import check_weights, load_weights
+from qwen_config import QwenConfig
+from qwen_kernels import build_kernels, compute_dtype
+from qwen_rotary import RotaryTables
+
+__all__ = ["QwenForCausalLM", "QwenModel"]
+
+
+class Linear(nn.Cell):
+    """x [T, inputs] -> [T, outputs]; weight [outputs, inputs], as checkpoints hold it."""
+
+    def __init__(self, config, kernels, inputs, outputs, has_bias=False):
+        super().__init__()
+        dtype = compute_dtype(config)
+        self.weight = Parameter(initializer(Normal(config.init_method_std), (outputs, inputs), dtype), name="weight")
+        self.bias = Parameter(initializer("zeros", (outputs,), dtype), name="bias") if has_bias else None
+        self.kernels = kernels
+
+    def construct(self, x):
+        return self.kernels.linear(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Cell):
+    """x [T, hidden] -> [T, hidden]."""
+
+    def __init__(self, config, kernels):
+        super().__init__()
+        self.weight = Parameter(initializer("ones", (config.hidden_size,), compute_dtype(config)), name="weight")
+        self.epsilon = config.rms_norm_eps
+        self.kernels = kernels
+
+    def construct(self, x):
+        return self.kernels.rms_norm(x, self.weight, self.epsilon)
+
+
+class Embedding(nn.Cell):
+    """ids [...] int32 -> [..., hidden]."""
+
+    def __init__(self, config):
+        super().__init__()
+        shape = (config.vocab_size, config.hidden_size)
+        self.embedding_weight = Parameter(
+            initializer(Normal(config.init_method_std), shape, compute_dtype(config)), name="embedding_weight")
+
+    def construct(self, ids):
+        return ops.gather(self.embedding_weight, ids, 0)
+
+
+class Attention(nn.Cell):
+    """Multi-head attention with biased q, k and v, and a paged key/value cache when `use_past`."""
+
+    def __init__(self, config, kernels):
+        super().__init__()
+        width = config.num_heads * config.kv_channels
+        self.wq = Linear(config, kernels, config.hidden_size, width, has_bias=True)
+        self.wk = Linear(config, kernels, config.hidden_size, width, has_bias=True)
+        self.wv = Linear(config, kernels, config.hidden_size, width, has_bias=True)
+        self.wo = Linear(config, kernels, width, config.hidden_size)
+        self.kernels = kernels
+        self.heads = (-1, config.num_heads, config.kv_channels)
+        self.is_first_iteration = True
+        self.key_cache = self.value_cache = None
+        if config.use_past:
+            self.key_cache, self.value_cache = (_zero_cache(name, kernels.cache_shape(config), compute_dtype(config))
+                                                for name in ("key_cache", "value_cache"))
+
+    def construct(self, x, rotation, batch, slot_mapping, layout):
+        cos, sin, query_cos, query_sin = rotation
+        query = self.kernels.rotary(ops.reshape(self.wq(x), self.heads), query_cos, query_sin)
+        key = self.kernels.rotary(ops.reshape(self.wk(x), self.heads), cos, sin)
+        value = ops.reshape(self.wv(x), self.heads)
+        if slot_mapping is None:
+            shape = (batch, -1) + self.heads[1:]
+            out = self.kernels.causal_attention(*(ops.reshape(y, shape) for y in (query, key, value)))
+            out = ops.reshape(out, (-1, ops.shape(out)[-1]))
+        else:
+            keys, values = self.kernels.cache_write(key, value, self.key_cache, self.value_cache, slot_mapping)
+            if self.is_first_iteration:
+                out = self.kernels.prefill_attention(query, key, value, keys, values, layout)
+            else:
+                out = self.kernels.decode_attention(query, keys, values, layout)
+        return self.wo(out)
+
+
+class FeedForward(nn.Cell):
+    """w2(w1(x) * silu(w3(x))): Qwen gates by its `mlp.w2`, which MindFormers' checkpoints call w3."""
+
+    def __init__(self, config, kernels):
+        super().__init__()
+        self.w1 = Linear(config, kernels, config.hidden_size, config.ffn_hidden_size)
+        self.w2 = Linear(config, kernels, config.ffn_hidden_size, config.hidden_size)
+        self.w3 = Linear(config, kernels, config.hidden_size, config.ffn_hidden_size)
+        self.kernels = kernels
+
+    def construct(self, x):
+        return self.w2(self.kernels.swiglu(self.w1(x), self.w3(x)))
+
+
+class DecoderLayer(nn.Cell):
+    """x [T, hidden] -> [T, hidden]: attention, then feed-forward, each after a norm and beside a residual."""
+
+    def __init__(self, config, kernels):
+        super().__init__()
+        self.attention_norm = RMSNorm(config, kernels)
+        self.attention = Attention(config, kernels)
+        self.ffn_norm = RMSNorm(config, kernels)
+        self.feed_forward = FeedForward(config, kernels)
+
+    def construct(self, x, rotation, batch, slot_mapping, layout):
+        x = x + self.attention(self.attention_norm(x), rotation, batch, slot_mapping, layout)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class QwenModel(nn.Cell):
+    """ids -> hidden states [T, hidden] after the last norm. See `QwenForCausalLM` for the inputs."""
+
+    def __init__(self, config, kernels):
+        super().__init__()
+        self.wte = Embedding(config)
+        self.dropout = nn.Dropout(p=config.emb_dropout_prob)
+        self.layers = nn.CellList([DecoderLayer(config, kernels) for _ in range(config.num_layers)])
+        self.ln_f = RMSNorm(config, kernels)
+        self.kernels = kernels
+        self.tables = RotaryTables(config)
+        self.is_first_iteration = True
+        self.ntk_cache = None
+        if config.use_past and self.tables.thresholds is not None:
+            # The NTK factor of a sequence is fixed by its prompt and belongs to its keys: it is kept with them,
+            # under the sequence's first block.
+            self.ntk_cache = _zero_cache("ntk_cache", (config.cache_blocks,), ms.int32)
+            self.scatter = ops.ScatterUpdate()
+
+    def construct(self, input_ids, prompt_lengths, batch_valid_length, block_tables, slot_mapping):
+        batch = ops.shape(input_ids)[0]
+        ids = ops.reshape(input_ids, (-1,))
+        layout = ()
+        if slot_mapping is None:
+            positions = ops.reshape(ops.cumsum(ops.ones_like(input_ids), 1) - 1, (-1,))
+            rows = ops.reshape(ops.cumsum(ops.ones_like(input_ids), 0) - 1, (-1,))
+        elif self.is_first_iteration:
+            positions, rows = _packed_positions(ids, batch_valid_length)
+            layout = self.kernels.prefill_layout(block_tables, batch_valid_length, positions, rows)
+        else:
+            positions, rows = batch_valid_length - 1, None
+            layout = self.kernels.decode_layout(block_tables, batch_valid_length)
+        factors = self._ntk_factors(prompt_lengths, block_tables)
+        rotation = self._rotation(positions, rows, factors)
+        x = self.dropout(self.wte(ids))
+        for layer in self.layers:
+            x = layer(x, rotation, batch, slot_mapping, layout)
+        return self.ln_f(x)
+
+    def _ntk_factors(self, prompt_lengths, block_tables):
+        """The index [B] of each sequence's NTK factor; None where there is but one."""
+        if self.tables.thresholds is None or self.training:
+            return None
+        if block_tables is not None and not self.is_first_iteration:
+            return ops.gather(self.ntk_cache, block_tables[:, 0], 0)
+        above = ops.expand_dims(prompt_lengths, -1) > self.tables.thresholds
+        factors = ops.cast(ops.cast(above, ms.int32).sum(-1), ms.int32)
+        if block_tables is not None:
+            self.scatter(self.ntk_cache, block_tables[:, 0], factors)
+        return factors
+
+    def _rotation(self, positions, rows, factors):
+        """cos and sin [T, D / 2] for the keys, and for the queries, which LogN scales."""
+        index = positions
+        if factors is not None:
+            index = positions + self.tables.length * (factors if rows is None else ops.gather(factors, rows, 0))
+        cos, sin = ops.gather(self.tables.cos, index, 0), ops.gather(self.tables.sin, index, 0)
+        if self.tables.logn is None or self.training:
+            return cos, sin, cos, sin
+        logn = ops.expand_dims(ops.gather(self.tables.logn, positions, 0), -1)
+        return cos, sin, cos * logn, sin * logn
+
+
+@MindFormerRegister.register(MindFormerModuleType.MODELS)
+class QwenForCausalLM(PreTrainedModel):
+    """
+    Qwen with its language-model head: a loss in training, logits otherwise.
+
+    Args:
+        config (QwenConfig or LlamaConfig): A plain LlamaConfig is read as the first MindFormers port of Qwen read
+            it, see `QwenConfig.from_llama_config`. With `checkpoint_name_or_path` the weights are loaded.
+
+    Inputs:
+        input_ids (Tensor): int32. [B, S] in training and without `block_tables`; [1, T] in prefill, the prompts
+            packed one behind the other; [B, 1] in decoding.
+        labels (Tensor): int32 [B, S], `ignore_token_id` where nothing is to be learnt; position i is learnt from
+            what stands before it. Default in training: `input_ids`, without padding.
+        batch_valid_length (Tensor): int32, B values: tokens of each sequence, those of this call included.
+        block_tables (Tensor): int32 [B, blocks], see `qwen_kernels`. Only with `use_past`.
+        slot_mapping (Tensor): int32 [T], the cache slot of each token of this call. Only with `use_past`.
+        prompt_lengths (Tensor): int32 [B], the lengths that dynamic NTK goes by where there is no cache.
+            Default: `batch_valid_length`, or S.
+
+    Outputs:
+        In training the mean loss, a float32 scalar. Otherwise float32 logits: [B, vocab_size] of each sequence's
+        last token where `batch_valid_length` is given, else [B, S, vocab_size].
+
+    As with any MindFormers model with `use_past`, prefill and decoding are two graphs: `generate` switches between
+    them by `phase` and `add_flags_custom`, and so must who calls the model directly.
+
+    Source: https://huggingface.co/Qwen/Qwen-7B/blob/main/modeling_qwen.py
+    """
+
+    config_class = QwenConfig
+    base_model_prefix = "transformer"
+
+    def __init__(self, config):
+        if ms.get_context("mode") != ms.GRAPH_MODE:
+            logger.info("Qwen runs in graph mode: the context's mode is set to GRAPH_MODE.")
+            ms.set_context(mode=ms.GRAPH_MODE)
+        config = QwenConfig.from_llama_config(config)
+        config.validate()
+        super().__init__(config, auto_prefix=True)
+        dtype = compute_dtype(config)
+        if dtype != config.compute_dtype:
+            logger.warning("This device computes in %s, whatever the type of the config (%s) and of the checkpoint.",
+                           dtype, config.compute_dtype)
+        kernels = build_kernels(config)
+        # Weights that a checkpoint brings are not drawn at random first.
+        with no_init_parameters() if config.checkpoint_name_or_path else contextlib.nullcontext():
+            self.transformer = QwenModel(config, kernels)
+            self.lm_head = Linear(config, kernels, config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.transformer.wte.embedding_weight
+        self.ignore_token_id = config.ignore_token_id
+        self.pad_token_id = config.pad_token_id
+        self.use_past = config.use_past
+        self.is_first_iteration = True
+        self.argmax = ops.argmax  # GenerationMixin's own is an NPU-only primitive
+        self.load_checkpoint(config)
+
+    def __call__(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
+                 prompt_lengths=None):
+        """See the class. Outside training a graph takes any length: none is compiled again for a new one."""
+        inputs = (input_ids, labels, batch_valid_length, block_tables, slot_mapping, prompt_lengths)
+        if not self.training:
+            self.set_inputs(*(None if x is None else Tensor(shape=[None] * x.ndim, dtype=x.dtype) for x in inputs))
+        return super().__call__(*inputs)
+
+    def construct(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
+                  prompt_lengths=None):
+        """See the class."""
+        batch, length = ops.shape(input_ids)
+        lengths = None if batch_valid_length is None else ops.reshape(batch_valid_length, (-1,))
+        if prompt_lengths is None:
+            prompt_lengths = ops.ones_like(input_ids).sum(-1) if lengths is None else lengths
+        if self.training:
+            hidden = self.transformer(input_ids[:, :-1], prompt_lengths, None, None, None)
+            return self._loss(self._logits(hidden), input_ids, labels)
+        hidden = self.transformer(input_ids, prompt_lengths, lengths, block_tables, slot_mapping)
+        if lengths is None:
+            return ops.reshape(self._logits(hidden), (batch, length, -1))
+        if slot_mapping is None:
+            rows = ops.cumsum(ops.ones_like(lengths), 0) - 1
+            hidden = ops.gather(hidden, rows * length + lengths - 1, 0)
+        elif self.is_first_iteration:
+            hidden = ops.gather(hidden, ops.cumsum(lengths, 0) - 1, 0)
+        return self._logits(hidden)
+
+    def _logits(self, hidden):
+        return ops.cast(self.lm_head(hidden), ms.float32)
+
+    def _loss(self, logits, input_ids, labels):
+        """Mean cross entropy of the tokens to be learnt."""
+        learnt = input_ids[:, :-1] != self.pad_token_id
+        if labels is None:
+            labels = input_ids
+        else:
+            learnt = labels[:, 1:] != self.ignore_token_id
+        learnt = ops.reshape(learnt, (-1,))
+        targets = ops.where(learnt, ops.reshape(labels[:, 1:], (-1,)), ops.zeros_like(learnt, dtype=ms.int32))
+        losses = -ops.gather_elements(ops.log_softmax(logits, -1), 1, ops.expand_dims(targets, -1))
+        learnt = ops.cast(learnt, ms.float32)
+        return (ops.reshape(losses, (-1,)) * learnt).sum() / ops.maximum(learnt.sum(), Tensor(1.0, ms.float32))
+
+    # What MindFormers' generate, Trainer and checkpoint loading call.
+
+    def generate(self, input_ids, generation_config=None, attention_mask=None, **kwargs):
+        """
+        MindFormers' `generate`, which see. In addition:
+
+        Args:
+            input_ids: One list of ids, or a batch; prompts of a batch may differ in length.
+            attention_mask: [B, S] of 0 and 1, where the ids of a padded batch are the prompt's; for padding on the
+                left it is needed.
+
+        Raises:
+            ValueError: An empty prompt, an id outside the vocabulary, a prompt that leaves no room for an answer, a
+                batch that the key/value cache can't hold.
+        """
+        prompts = _unpad(input_ids, attention_mask)
+        settings = generation_config or self.generation_config
+        limit = kwargs.get("max_length") or settings.max_length
+        new_tokens = kwargs.get("max_new_tokens") or settings.max_new_tokens
+        pad = kwargs.get("pad_token_id", settings.pad_token_id) or 0
+        lengths = [self._check_prompt(row, prompt, pad, None if new_tokens else limit)
+                   for row, prompt in enumerate(prompts)]
+        if self.use_past:
+            room = new_tokens or limit
+            self._check_cache([min(length + room if new_tokens else room, self.config.seq_length)
+                               for length in lengths])
+        batch = np.full((len(prompts), max(map(len, prompts))), pad, np.int32)
+        for row, prompt in enumerate(prompts):
+            batch[row, :len(prompt)] = prompt
+        return super().generate(batch, generation_config=generation_config, **kwargs)
+
+    def _check_prompt(self, row, prompt, pad, max_length):
+        """The length of a prompt without its right padding; ValueError where it can't be answered."""
+        ids = np.asarray(prompt)
+        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if wrong.size:
+            raise ValueError(f"prompt {row}: id {wrong[0]} is outside the vocabulary of {self.config.vocab_size}")
+        length = int(np.max(np.argwhere(ids != pad), initial=-1)) + 1
+        if length == 0:
+            raise ValueError(f"prompt {row} is empty (or nothing but padding, id {pad})")
+        if length >= self.config.seq_length:
+            raise ValueError(f"prompt {row} has {length} tokens and the model holds {self.config.seq_length} with "
+                             "the answer: shorten it or raise seq_length")
+        if max_length and length >= max_length:
+            raise ValueError(f"prompt {row} has {length} tokens, which max_length={max_length} (prompt and answer "
+                             "together) leaves no answer for: raise it, or give max_new_tokens")
+        return length
+
+    def _check_cache(self, totals):
+        """ValueError where sequences of so many tokens don't fit into the key/value cache together."""
+        size = self.config.block_size
+        needed = sum(-(-total // size) for total in totals)
+        if needed > self.config.cache_blocks:
+            raise ValueError(
+                f"{len(totals)} prompts need {needed} blocks of the key/value cache, which has "
+                f"{self.config.cache_blocks} (blocks of {size} tokens; batch_size {self.config.batch_size}, seq_length "
+                f"{self.config.seq_length}): raise batch_size or num_blocks, or ask for fewer tokens")
+
+    def _set_block_mgr(self, batch_size, seq_length):
+        """A new one for each call: blocks of a call that failed half-way are not lost."""
+        size = self.config.block_size
+        self.block_mgr = BlockTables(self.config.cache_blocks, size, self.config.blocks_per_sequence * size)
+        self.block_mgr.init_cache_engine(batch_size)
+
+    def update_model_kwargs_before_generate(self, input_ids, model_kwargs):
+        """Without a cache the prompts' lengths must be handed over at each step."""
+        model_kwargs["prompt_lengths"] = []
+
+    def prepare_inputs_for_generation(self, input_ids, valid_length_each_example=None, block_tables=None,
+                                      slot_mapping=None, prefill=None, prompt_lengths=None, **kwargs):
+        """
+        The tensors of one step. MindFormers pads prompts to `seq_length`; here no work is spent on padding.
+
+        Args:
+            input_ids (np.ndarray): [B, seq_length], prompts and what was generated so far.
+            valid_length_each_example (np.ndarray): [B].
+            block_tables (np.ndarray): [B, blocks of seq_length]. With `use_past`.
+            slot_mapping (np.ndarray): [B * seq_length] in prefill, -1 where there is padding; else [B].
+            prefill (bool): Whether this is a prefill; None without `use_past`.
+            prompt_lengths (list): Filled by the first step of one `generate`, read by the others.
+        """
+        lengths = np.asarray(valid_length_each_example, np.int32)
+        if prefill is None:
+            if not prompt_lengths:
+                prompt_lengths.append(lengths.copy())
+            valid = np.arange(lengths.max()) < lengths[:, None]
+            ids = np.where(valid, input_ids[:, :lengths.max()], 0)  # the id of padding may be outside the vocabulary
+            return {"input_ids": _int32(ids), "batch_valid_length": _int32(lengths),
+                    "prompt_lengths": _int32(prompt_lengths[0])}
+        blocks = -(-int(lengths.max()) // self.config.block_size)
+        if prefill:
+            packed = np.concatenate([row[:length] for row, length in zip(input_ids, lengths)])
+            ids, slot_mapping = packed[None], slot_mapping[slot_mapping != -1]
+        else:
+            ids = input_ids[np.arange(len(lengths)), lengths - 1][:, None]
+        return {"input_ids": _int32(ids), "block_tables": _int32(block_tables[:, :blocks]),
+                "slot_mapping": _int32(slot_mapping)}
+
+    def set_dynamic_inputs(self, **kwargs):
+        """Nothing to do: `__call__` declares the inputs of every call."""
+
+    def add_flags_custom(self, is_first_iteration):
+        """Choose which graph the next compilation makes: prefill, or decoding."""
+        self.add_flags(is_first_iteration=is_first_iteration)
+        self.transformer.add_flags(is_first_iteration=is_first_iteration)
+        for layer in self.transformer.layers:
+            layer.attention.add_flags(is_first_iteration=is_first_iteration)
+
+    def load_checkpoint(self, config):
+        """Load `config.checkpoint_name_or_path`, if there is one: see `qwen_checkpoint.load_weights`."""
+        if config.checkpoint_name_or_path:
+            load_weights(self, config.checkpoint_name_or_path)
+            self.init_parameters_data()
+
+    def fuse_weight_from_ckpt(self, ckpt_dict):
+        """What the Trainer calls with a checkpoint before it loads it: here it is checked."""
+        check_weights(self, ckpt_dict)
+        return ckpt_dict
+
+    def kvcache(self, layer_idx):
+        """The key cache and the value cache of a layer."""
+        attention = self.transformer.layers[layer_idx].attention
+        return attention.key_cache, attention.value_cache
+
+    def get_model_parameters(self, only_trainable=True):
+        """The parameters of the model, as a set."""
+        return set(self.trainable_params() if only_trainable else self.get_parameters())
+
+
+def _zero_cache(name, shape, dtype):
+    """A parameter of zeros; on a CPU its memory is only taken page by page, as it is written to."""
+    return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
+
+
+def _packed_positions(ids, lengths):
+    """Position [T] in its own sequence, and sequence [T], of each token of packed sequences."""
+    ends = ops.cumsum(lengths, 0)
+    order = ops.cumsum(ops.ones_like(ids), 0) - 1
+    rows = ops.cast(ops.expand_dims(order, -1) >= ops.expand_dims(ends, 0), ms.int32).sum(-1)
+    return order - ops.gather(ends - lengths, rows, 0), rows
+
+
+def _unpad(input_ids, attention_mask):
+    """A list of prompts, each a list or array of ids."""
+    if isinstance(input_ids, Tensor):
+        input_ids = input_ids.asnumpy()
+    if len(input_ids) == 0 or np.ndim(input_ids[0]) == 0:
+        input_ids = [input_ids]
+    if attention_mask is None:
+        return [np.asarray(row, np.int64) for row in input_ids]
+    mask = np.atleast_2d(np.asarray(attention_mask)).astype(bool)
+    if mask.shape != np.shape(input_ids):
+        raise ValueError(f"attention_mask: expected the shape of input_ids {np.shape(input_ids)}, found {mask.shape}")
+    return [np.asarray(row)[seen] for row, seen in zip(input_ids, mask)]
+
+
+def _int32(array):
+    return Tensor.from_numpy(np.ascontiguousarray(array, np.int32))

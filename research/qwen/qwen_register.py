@@ -1,0 +1,36 @@
+"""
+Registers Qwen with MindFormers as soon as MindFormers is imported, so that a `Trainer` finds what a YAML names.
+
+`scripts/setup.sh` has Python import this at start-up (by a .pth file). Where that was not done, `import qwen_model`
+does the same.
+"""
+import importlib.abc
+import importlib.util
+import sys
+import warnings
+
+
+class _AfterMindFormers(importlib.abc.MetaPathFinder):
+    """Lets MindFormers be imported as ever, then imports `qwen_model`."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "mindformers":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None:
+            return None
+        import_mindformers = spec.loader.exec_module
+
+        def exec_module(module):
+            import_mindformers(module)
+            try:
+                importlib.import_module("qwen_model")
+            except ImportError as error:
+                warnings.warn(f"Qwen is not registered with MindFormers: {error}")
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, _AfterMindFormers())
