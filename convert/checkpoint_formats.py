@@ -1,0 +1,250 @@
+"""The three file formats of checkpoints, read and written a few rows at a time.
+
+    .safetensors  https://github.com/huggingface/safetensors#format
+    .bin          torch.save's zip archive
+    .ckpt         MindSpore's protobuf messages, mindspore/train/checkpoint_pb2.py
+
+A reader has `tensors`, {name: Stored(shape, dtype)}, taken from the headers alone, and
+`read(name, first, last)`, those rows as a torch tensor. It opens the file anew for every read: the pages of a
+mapped file count as this process's memory until it is closed, and a checkpoint may be larger than the memory.
+"""
+import json
+import math
+import pickle
+from typing import NamedTuple
+
+ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+SAFETENSORS_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+CKPT_NAME = {"float32": "Float32", "float16": "Float16", "bfloat16": "BFloat16"}
+
+# ms.save_checkpoint cuts tensors here too: a protobuf message must stay under 2 GB.
+CKPT_SLICE = 512 * 2**20
+
+
+class Stored(NamedTuple):
+    """Shape and type of a tensor in a file; of a type that is no key of ITEM_SIZE, the file's own name."""
+
+    shape: tuple
+    dtype: str
+
+    @property
+    def nbytes(self):
+        return math.prod(self.shape) * ITEM_SIZE[self.dtype]
+
+
+class SafetensorsFile:
+    """A .safetensors file. Raises ValueError if it is damaged or shorter than its header says."""
+
+    def __init__(self, path):
+        self.path = path
+        with self._open() as file:
+            self.tensors = {name: _stored(file.get_slice(name)) for name in file.offset_keys()}
+
+    def read(self, name, first, last):
+        with self._open() as file:
+            return file.get_slice(name)[first:last]
+
+    def _open(self):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            return safe_open(self.path, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(_damaged(self.path, error)) from error
+
+
+def _stored(header):
+    return Stored(tuple(header.get_shape()), _our_name(header.get_dtype(), SAFETENSORS_NAME))
+
+
+class TorchFile:
+    """A .bin file of torch.save, read with `weights_only`. Raises ValueError if it is damaged."""
+
+    def __init__(self, path):
+        self.path = path
+        self.tensors = {name: Stored(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+                        for name, tensor in self._load().items() if hasattr(tensor, "dtype")}
+
+    def read(self, name, first, last):
+        return self._load()[name][first:last]
+
+    def _load(self):
+        import torch
+
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(_damaged(self.path, str(error).splitlines()[0])) from error
+
+
+class CkptFile:
+    """A MindSpore .ckpt file. Raises ValueError if it is damaged or cut off.
+
+    ms.load_checkpoint holds the file and its tensors in memory at once; this walks over the messages' headers
+    and then reads only the rows asked for.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.tensors, self._spans = {}, {}
+        try:
+            with open(path, "rb") as file:
+                for _, value in _fields(file, 0, _messages_end(file)):
+                    self._add(file, value)
+        except (ValueError, TypeError) as error:
+            raise ValueError(_damaged(path, error)) from error
+        for name, stored in self.tensors.items():
+            found = sum(end - start for start, end in self._spans[name])
+            if stored.dtype in ITEM_SIZE and stored.nbytes != found:
+                raise ValueError(_damaged(path, f"{name} has {found} bytes, expected {stored.nbytes}"))
+
+    def read(self, name, first, last):
+        import torch
+
+        shape, dtype = self.tensors[name]
+        row = math.prod(shape[1:]) * ITEM_SIZE[dtype]
+        data = self._read_bytes(name, first * row, last * row)
+        return torch.frombuffer(data, dtype=getattr(torch, dtype)).view(last - first, *shape[1:])
+
+    def _add(self, file, value):
+        fields = dict(_fields(file, *value))
+        if not {1, 2} <= fields.keys():  # a map parameter, which no Qwen has
+            return
+        name, tensor = _read_text(file, fields[1]), list(_fields(file, *fields[2]))
+        fields = dict(tensor)
+        if not {2, 3} <= fields.keys():
+            raise ValueError(f"{name} has no type or no content")
+        shape = tuple(value for number, value in tensor if number == 1)
+        self.tensors[name] = Stored(shape, _our_name(_read_text(file, fields[2]), CKPT_NAME))
+        self._spans.setdefault(name, []).append(fields[3])
+
+    def _read_bytes(self, name, first, last):
+        """Bytes `first` to `last` of a tensor whose content lies in one or more spans of the file."""
+        data, offset = bytearray(), 0
+        with open(self.path, "rb") as file:
+            for start, end in self._spans[name]:
+                low, high = max(first - offset, 0), min(last - offset, end - start)
+                if low < high:
+                    file.seek(start + low)
+                    data += file.read(high - low)
+                offset += end - start
+        return data
+
+
+READERS = {".safetensors": SafetensorsFile, ".bin": TorchFile, ".ckpt": CkptFile}
+
+
+def write_safetensors(file, tensors, chunks, metadata):
+    """Write `tensors`, {name: Stored}, to an open file; `chunks(name)` yields the bytes of one.
+
+    safetensors' own writer wants a whole file's tensors in memory.
+    """
+    # Larger items first keeps every tensor aligned to its item size, as safetensors' own writer does.
+    order = sorted(tensors, key=lambda name: -ITEM_SIZE[tensors[name].dtype])
+    header, offset = {"__metadata__": metadata}, 0
+    for name in order:
+        shape, dtype = tensors[name]
+        end = offset + tensors[name].nbytes
+        header[name] = {"dtype": SAFETENSORS_NAME[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        for chunk in chunks(name):
+            file.write(chunk)
+
+
+def write_ckpt(file, tensors, chunks):
+    """Write `tensors`, {name: Stored}, to an open file, byte for byte as ms.save_checkpoint does.
+
+    ms.save_checkpoint wants all tensors in memory and removes an older file before the new one is there.
+    """
+    for name, stored in tensors.items():
+        left, room = stored.nbytes, 0
+        for chunk in chunks(name):
+            while len(chunk):
+                if not room:
+                    room = min(left, CKPT_SLICE)
+                    file.write(_ckpt_header(name, stored, room))
+                part = chunk[:room]
+                file.write(part)
+                chunk, room, left = chunk[len(part):], room - len(part), left - len(part)
+
+
+def _our_name(dtype, names):
+    """The key of ITEM_SIZE whose name in a format is `dtype`; `dtype` itself if there is none."""
+    return next((ours for ours, theirs in names.items() if theirs == dtype), dtype)
+
+
+def _damaged(path, reason):
+    return f"{path}: damaged or incomplete ({reason}): fetch or make the file again"
+
+
+# Checkpoint { repeated Value value = 1; }
+# Value { string tag = 1; TensorProto tensor = 2; }
+# TensorProto { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3; }
+
+
+def _ckpt_header(name, stored, size):
+    """A one-tensor Checkpoint but for its last `size` bytes, the tensor's content."""
+    dtype = CKPT_NAME[stored.dtype].encode()
+    tensor = b"".join(b"\x08" + _to_varint(dim) for dim in stored.shape)
+    tensor += _prefix(2, len(dtype)) + dtype + _prefix(3, size)
+    value = _prefix(1, len(name)) + name.encode() + _prefix(2, len(tensor) + size) + tensor
+    return _prefix(1, len(value) + size) + value
+
+
+def _prefix(number, size):
+    """Key and length of a byte-string field."""
+    return bytes([number << 3 | 2]) + _to_varint(size)
+
+
+def _to_varint(number):
+    groups = []
+    while number > 127:
+        groups.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*groups, number])
+
+
+def _fields(file, start, end):
+    """(number, value) of each field of a message; a byte string's value is its (start, end) in the file."""
+    file.seek(start)
+    while file.tell() < end:
+        key = _from_varint(file)
+        if key & 7 == 0:
+            yield key >> 3, _from_varint(file)
+            continue
+        if key & 7 != 2:
+            raise ValueError("it is not a MindSpore checkpoint, or it is encrypted")
+        size = _from_varint(file)
+        start = file.tell()
+        if start + size > end:
+            raise ValueError(f"{start + size - end} bytes are missing at its end")
+        yield key >> 3, (start, start + size)
+        file.seek(start + size)
+
+
+def _from_varint(file):
+    number, shift = 0, 0
+    while True:
+        byte = file.read(1)
+        if not byte:
+            raise ValueError("it ends in the middle of a number")
+        number |= (byte[0] & 127) << shift
+        shift += 7
+        if byte[0] < 128:
+            return number
+
+
+def _read_text(file, span):
+    file.seek(span[0])
+    return file.read(span[1] - span[0]).decode()
+
+
+def _messages_end(file):
+    """Where the messages end: `crc_check` appends the word crc_num and ten bytes."""
+    size = file.seek(0, 2)
+    file.seek(max(size - 17, 0))
+    return size - 17 if file.read(7) == b"crc_num" else size
