@@ -62,7 +62,8 @@ def test_linear(kernel_set, random, tokens, inputs, outputs, has_bias):
     x, weight = random(tokens, inputs), random(outputs, inputs)
     bias = random(outputs) if has_bias else None
     expected = x.astype(np.float64) @ weight.T + (bias if has_bias else 0)
-    np.testing.assert_allclose(run(make_kernels(kernel_set).linear, x, weight, bias), expected, atol=2e-4)
+    weights = Tensor(weight), Tensor(bias) if has_bias else None
+    np.testing.assert_allclose(run(make_kernels(kernel_set).linear, x, weights), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("heads, size", HEADS)
@@ -110,12 +111,12 @@ class PagedCase:
                       + self.positions % block_size).astype(np.int32)
         shape = self.kernels.cache_shape(QwenConfig(hidden_size=heads * size, num_heads=heads, block_size=block_size,
                                                     num_blocks=40))
-        self.key_cache, self.value_cache = (Parameter(Tensor(random(*shape)), name=name) for name in "kv")
+        self.caches = tuple(Parameter(Tensor(random(*shape)), name=name) for name in "kv")
 
     def write(self, chosen=slice(None)):
         return self.kernels.cache_write(Tensor(np.concatenate(self.keys)[chosen]),
                                         Tensor(np.concatenate(self.values)[chosen]),
-                                        self.key_cache, self.value_cache, Tensor(self.slots[chosen]))
+                                        self.caches, Tensor(self.slots[chosen]))
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
@@ -126,7 +127,7 @@ def test_prefill_attention(kernel_set, random, lengths, heads, size, block_size)
     query = [random(length, heads, size) for length in lengths]
     layout = case.kernels.prefill_layout(*map(Tensor, (case.tables, case.lengths, case.positions, case.rows)))
     actual = case.kernels.prefill_attention(*(Tensor(np.concatenate(x)) for x in (query, case.keys, case.values)),
-                                            *case.write(), layout).asnumpy()
+                                            case.write(), layout).asnumpy()
     expected = np.concatenate([softmax_attention(q, k, v, np.tri(len(q), dtype=bool))
                                for q, k, v in zip(query, case.keys, case.values)])
     np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
@@ -141,7 +142,7 @@ def test_decode_attention(kernel_set, random, lengths, heads, size, block_size):
     last = np.cumsum(lengths) - 1
     query = random(len(lengths), heads, size)
     layout = case.kernels.decode_layout(Tensor(case.tables), Tensor(case.lengths))
-    actual = case.kernels.decode_attention(Tensor(query), *case.write(last), layout).asnumpy()
+    actual = case.kernels.decode_attention(Tensor(query), case.write(last), layout).asnumpy()
     expected = [softmax_attention(q[None], k, v, np.ones((1, len(k)), bool))[0]
                 for q, k, v in zip(query, case.keys, case.values)]
     np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
@@ -149,9 +150,9 @@ def test_decode_attention(kernel_set, random, lengths, heads, size, block_size):
 
 def test_writing_leaves_other_slots_alone(kernel_set, random):
     case = PagedCase(kernel_set, [3, 9], 4, 16, 4, random)
-    before = case.key_cache.asnumpy().copy()
+    before = case.caches[0].asnumpy().copy()
     case.write()
-    after = case.key_cache.asnumpy()
+    after = case.caches[0].asnumpy()
     changed = (before != after).reshape(40 * 4, -1).any(-1)
     assert sorted(np.flatnonzero(changed)) == sorted(case.slots)
 

@@ -15,47 +15,46 @@ import qwen_processor  # noqa: F401  registered with the model, so that one impo
 import qwen_tokenizer  # noqa: F401
 from qwen_checkpoint import check_weights, load_weights
 from qwen_config import QwenConfig
-from qwen_kernels import build_kernels, compute_dtype
+from qwen_kernels import build_kernels
 from qwen_rotary import RotaryTables
 
 __all__ = ["QwenForCausalLM", "QwenModel"]
 
 
 class Linear(nn.Cell):
-    """x [T, inputs] -> [T, outputs]; weight [outputs, inputs], as checkpoints hold it."""
+    """The weights of x [T, inputs] -> [T, outputs]; weight [outputs, inputs], as checkpoints hold it."""
 
     def __init__(self, config, kernels, inputs, outputs, has_bias=False):
         super().__init__()
-        dtype = compute_dtype(config)
-        self.weight = Parameter(initializer(Normal(config.init_method_std), (outputs, inputs), dtype), name="weight")
-        self.bias = Parameter(initializer("zeros", (outputs,), dtype), name="bias") if has_bias else None
-        self.kernels = kernels
+        normal = Normal(config.init_method_std)
+        self.weight = Parameter(initializer(normal, (outputs, inputs), kernels.dtype), name="weight")
+        self.bias = Parameter(initializer("zeros", (outputs,), kernels.dtype), name="bias") if has_bias else None
 
-    def construct(self, x):
-        return self.kernels.linear(x, self.weight, self.bias)
+    def weights(self):
+        """What the kernels' linear operations take."""
+        return self.weight, self.bias
 
 
 class RMSNorm(nn.Cell):
-    """x [T, hidden] -> [T, hidden]."""
+    """The weight of x [T, hidden] -> [T, hidden]."""
 
     def __init__(self, config, kernels):
         super().__init__()
-        self.weight = Parameter(initializer("ones", (config.hidden_size,), compute_dtype(config)), name="weight")
+        self.weight = Parameter(initializer("ones", (config.hidden_size,), kernels.dtype), name="weight")
         self.epsilon = config.rms_norm_eps
-        self.kernels = kernels
 
-    def construct(self, x):
-        return self.kernels.rms_norm(x, self.weight, self.epsilon)
+    def weights(self):
+        """What the kernels' norms take."""
+        return self.weight, self.epsilon
 
 
 class Embedding(nn.Cell):
     """ids [...] int32 -> [..., hidden]."""
 
-    def __init__(self, config):
+    def __init__(self, config, kernels):
         super().__init__()
-        shape = (config.vocab_size, config.hidden_size)
-        self.embedding_weight = Parameter(
-            initializer(Normal(config.init_method_std), shape, compute_dtype(config)), name="embedding_weight")
+        shape, normal = (config.vocab_size, config.hidden_size), Normal(config.init_method_std)
+        self.embedding_weight = Parameter(initializer(normal, shape, kernels.dtype), name="embedding_weight")
 
     def construct(self, ids):
         return ops.gather(self.embedding_weight, ids, 0)
@@ -72,29 +71,21 @@ class Attention(nn.Cell):
         self.wv = Linear(config, kernels, config.hidden_size, width, has_bias=True)
         self.wo = Linear(config, kernels, width, config.hidden_size)
         self.kernels = kernels
-        self.heads = (-1, config.num_heads, config.kv_channels)
         self.is_first_iteration = True
-        self.key_cache = self.value_cache = None
         if config.use_past:
-            self.key_cache, self.value_cache = (_zero_cache(name, kernels.cache_shape(config), compute_dtype(config))
-                                                for name in ("key_cache", "value_cache"))
+            shape = kernels.cache_shape(config)
+            self.key_cache = _zero_cache("key_cache", shape, kernels.dtype)
+            self.value_cache = _zero_cache("value_cache", shape, kernels.dtype)
 
-    def construct(self, x, rotation, batch, slot_mapping, layout):
-        cos, sin, query_cos, query_sin = rotation
-        query = self.kernels.rotary(ops.reshape(self.wq(x), self.heads), query_cos, query_sin)
-        key = self.kernels.rotary(ops.reshape(self.wk(x), self.heads), cos, sin)
-        value = ops.reshape(self.wv(x), self.heads)
+    def construct(self, x, norm, rotation, batch, slot_mapping, layout):
+        """x + attention(norm(x))."""
+        qkv = self.kernels.norm_qkv(x, norm, self.wq.weights(), self.wk.weights(), self.wv.weights())
         if slot_mapping is None:
-            shape = (batch, -1) + self.heads[1:]
-            out = self.kernels.causal_attention(*(ops.reshape(y, shape) for y in (query, key, value)))
-            out = ops.reshape(out, (-1, ops.shape(out)[-1]))
+            out = self.kernels.attend_whole(qkv, rotation, batch)
         else:
-            keys, values = self.kernels.cache_write(key, value, self.key_cache, self.value_cache, slot_mapping)
-            if self.is_first_iteration:
-                out = self.kernels.prefill_attention(query, key, value, keys, values, layout)
-            else:
-                out = self.kernels.decode_attention(query, keys, values, layout)
-        return self.wo(out)
+            caches = self.key_cache, self.value_cache
+            out = self.kernels.attend(qkv, rotation, caches, slot_mapping, layout, self.is_first_iteration)
+        return self.kernels.linear_add(out, self.wo.weights(), x)
 
 
 class FeedForward(nn.Cell):
@@ -107,8 +98,10 @@ class FeedForward(nn.Cell):
         self.w3 = Linear(config, kernels, config.hidden_size, config.ffn_hidden_size)
         self.kernels = kernels
 
-    def construct(self, x):
-        return self.w2(self.kernels.swiglu(self.w1(x), self.w3(x)))
+    def construct(self, x, norm):
+        """x + feed_forward(norm(x))."""
+        inner = self.kernels.norm_swiglu(x, norm, self.w1.weights(), self.w3.weights())
+        return self.kernels.linear_add(inner, self.w2.weights(), x)
 
 
 class DecoderLayer(nn.Cell):
@@ -122,8 +115,8 @@ class DecoderLayer(nn.Cell):
         self.feed_forward = FeedForward(config, kernels)
 
     def construct(self, x, rotation, batch, slot_mapping, layout):
-        x = x + self.attention(self.attention_norm(x), rotation, batch, slot_mapping, layout)
-        return x + self.feed_forward(self.ffn_norm(x))
+        x = self.attention(x, self.attention_norm.weights(), rotation, batch, slot_mapping, layout)
+        return self.feed_forward(x, self.ffn_norm.weights())
 
 
 class QwenModel(nn.Cell):
@@ -131,7 +124,7 @@ class QwenModel(nn.Cell):
 
     def __init__(self, config, kernels):
         super().__init__()
-        self.wte = Embedding(config)
+        self.wte = Embedding(config, kernels)
         self.dropout = nn.Dropout(p=config.emb_dropout_prob)
         self.layers = nn.CellList([DecoderLayer(config, kernels) for _ in range(config.num_layers)])
         self.ln_f = RMSNorm(config, kernels)
@@ -163,7 +156,7 @@ class QwenModel(nn.Cell):
         x = self.dropout(self.wte(ids))
         for layer in self.layers:
             x = layer(x, rotation, batch, slot_mapping, layout)
-        return self.ln_f(x)
+        return self.kernels.rms_norm(x, *self.ln_f.weights())
 
     def _ntk_factors(self, prompt_lengths, block_tables):
         """The index [B] of each sequence's NTK factor; None where there is but one."""
@@ -229,15 +222,15 @@ class QwenForCausalLM(PreTrainedModel):
         config = QwenConfig.from_llama_config(config)
         config.validate()
         super().__init__(config, auto_prefix=True)
-        dtype = compute_dtype(config)
-        if dtype != config.compute_dtype:
-            logger.warning("This device computes in %s, whatever the type of the config (%s) and of the checkpoint.",
-                           dtype, config.compute_dtype)
         kernels = build_kernels(config)
+        if kernels.dtype != config.compute_dtype:
+            logger.warning("This device computes in %s, whatever the type of the config (%s) and of the checkpoint.",
+                           kernels.dtype, config.compute_dtype)
         # Weights that a checkpoint brings are not drawn at random first.
         with no_init_parameters() if config.checkpoint_name_or_path else contextlib.nullcontext():
             self.transformer = QwenModel(config, kernels)
             self.lm_head = Linear(config, kernels, config.hidden_size, config.vocab_size)
+        self.kernels = kernels
         if config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.embedding_weight
         self.ignore_token_id = config.ignore_token_id
@@ -276,7 +269,7 @@ class QwenForCausalLM(PreTrainedModel):
         return self._logits(hidden)
 
     def _logits(self, hidden):
-        return ops.cast(self.lm_head(hidden), ms.float32)
+        return ops.cast(self.kernels.linear(hidden, self.lm_head.weights()), ms.float32)
 
     def _loss(self, logits, input_ids, labels):
         """Mean cross entropy of the tokens to be learnt."""

@@ -4,59 +4,72 @@ Kernel sets: the operations that a Qwen is made of, one implementation for each 
 The model calls these and no other heavy operation. T is the number of tokens of one call, whatever sequences they
 belong to: a batch of prompts is packed one behind the other, so no work is spent on padding. H heads of size D.
 
+Elementary operations:
+
     rms_norm(x, weight, epsilon)            x [T, hidden] -> [T, hidden] in x's type, computed in float32
-    linear(x, weight, bias)                 x [T, in], weight [out, in], bias [out] or None -> [T, out]
+    linear(x, weights)                      x [T, in] -> [T, out]. weights is what `Linear.weights()` gives: (weight
+                                            [out, in], bias [out] or None)
     rotary(x, cos, sin)                     x [T, H, D], cos and sin [T, D / 2] float32 -> [T, H, D] in x's type,
-                                            rotated in float32; pairs are (i, i + D / 2). LogN scales the query, and
-                                            rotation is linear, so it comes folded into the query's cos and sin
+                                            rotated in float32; pairs are (i, i + D / 2)
     swiglu(up, gate)                        [T, width] each -> up * silu(gate)
-    causal_attention(query, key, value)     [B, S, H, D] each -> [B, S, H * D]: whole sequences, without a cache
-    cache_shape(config)                     shape of the key cache, and of the value cache, of one layer
-    cache_write(key, value, key_cache, value_cache, slot_mapping)
-                                            key and value [T, H, D] go to rows slot_mapping [T] int32 of the caches
-                                            (Parameters, in place) -> the two caches as the reading ops must take
+    cache_write(key, value, caches, slot_mapping)
+                                            key and value [T, H, D] go to slots slot_mapping [T] int32 of the two
+                                            caches (Parameters, in place) -> the caches as the reading ops must take
                                             them, which keeps the order of writing and reading
+    causal_attention(query, key, value)     [B, S, H, D] each -> [B, S, H * D]: whole sequences, without a cache
+    prefill_attention(query, key, value, caches, layout)
+                                            packed [T, H, D] each -> [T, H * D]; a token sees what stands before it
+                                            in its own sequence
+    decode_attention(query, caches, layout) query [B, H, D], the last token of each sequence -> [B, H * D]
+
+Fused operations, which a layer consists of; each is defined by the elementary ones in `portable`:
+
+    norm_qkv(x, norm, wq, wk, wv)           rms_norm, then three linears -> [T, 3 * H * D]: q, k and v of each token.
+                                            norm is (weight, epsilon)
+    attend(qkv, rotation, caches, slot_mapping, layout, prefill)
+                                            rotary, cache_write and attention -> [T, H * D]. rotation is (cos, sin,
+                                            query_cos, query_sin): LogN scales the query, rotation is linear, so the
+                                            scale comes folded into the query's cos and sin
+    attend_whole(qkv, rotation, batch)      the same on `batch` whole sequences of one length, without a cache
+    linear_add(x, weights, residual)        linear, plus residual [T, out]
+    norm_swiglu(x, norm, w1, w3)            rms_norm, then w1(y) * silu(w3(y)) -> [T, width]
+
+And what belongs to them:
+
+    dtype                                   the type of weights, activations and caches
+    cache_shape(config)                     shape of the key cache, and of the value cache, of one layer
     prefill_layout(block_tables, lengths, positions, rows)
                                             what one prefill's layers share, computed once; positions and rows [T]
                                             int32: where in which sequence each token stands
-    prefill_attention(query, key, value, key_cache, value_cache, layout)
-                                            packed [T, H, D] each -> [T, H * D]; token t sees what stands before it
-                                            in its own sequence
     decode_layout(block_tables, lengths)    the same for one decode step
-    decode_attention(query, key_cache, value_cache, layout)
-                                            query [B, H, D], the last token of each sequence -> [B, H * D]
 
-The cache is paged: the token at position p of sequence b lies in row `block_tables[b, p // block_size] * block_size
-+ p % block_size`, its slot. block_tables [B, blocks] int32 may be as narrow as the longest sequence needs; entries
-beyond a sequence's end are not read (MindFormers fills them with -1). lengths [B] int32 counts the tokens of each
-sequence, the ones of this call included.
+The cache is paged: the token at position p of sequence b has slot `block_tables[b, p // block_size] * block_size
++ p % block_size`. block_tables [B, blocks] int32 may be as narrow as the longest sequence needs; entries beyond a
+sequence's end are not read (MindFormers fills them with -1). lengths [B] int32 counts the tokens of each sequence,
+the ones of this call included.
 
 `portable`, plain MindSpore operations, is the definition that every other set is tested against.
 """
-from mindspore import dtype as mstype
-from mindspore import get_context
+import os
 
 from qwen_kernels.portable import PortableKernels
 
-__all__ = ["KERNEL_SETS", "build_kernels", "compute_dtype"]
+__all__ = ["KERNEL_SETS", "build_kernels"]
 
 KERNEL_SETS = {"portable": PortableKernels}
 
 
 def build_kernels(config):
     """
-    The kernel set that `config.kernels` names, or for "auto" the best that this machine can run.
+    The kernel set that the environment variable QWEN_KERNELS names, else `config.kernels`; for "auto" the best that
+    this machine can run.
 
     Raises:
         ValueError: No such set.
     """
-    name = "portable" if config.kernels == "auto" else config.kernels
+    name = os.environ.get("QWEN_KERNELS") or config.kernels
+    if name == "auto":
+        name = "portable"
     if name not in KERNEL_SETS:
         raise ValueError(f"kernels: expected one of auto, {', '.join(KERNEL_SETS)}, found {name!r}")
     return KERNEL_SETS[name](config)
-
-
-def compute_dtype(config):
-    """The type that weights are kept and multiplied in: the configured one on an NPU, float32 on a CPU, whose
-    MindSpore has no bfloat16 product and a float16 one that is ten times slower than float32."""
-    return mstype.float32 if get_context("device_target") == "CPU" else config.compute_dtype

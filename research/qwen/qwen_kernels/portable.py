@@ -16,9 +16,12 @@ class PortableKernels(nn.Cell):
 
     def __init__(self, config):
         super().__init__()
+        # A CPU's MindSpore has no bfloat16 product, and a float16 one that is ten times slower than float32.
+        self.dtype = ms.float32 if ms.get_context("device_target") == "CPU" else config.compute_dtype
         self.block_size = config.block_size
         self.heads = config.num_heads
         self.head_size = config.kv_channels
+        self.width = config.num_heads * config.kv_channels
         self.scale = 1.0 / math.sqrt(config.kv_channels)
         self.offsets = Tensor(np.arange(config.block_size), ms.int32)
         self.matmul = ops.MatMul(transpose_b=True)
@@ -26,14 +29,17 @@ class PortableKernels(nn.Cell):
         self.score = ops.BatchMatMul(transpose_b=True)
         self.weigh = ops.BatchMatMul()
 
+    # Elementary operations
+
     def rms_norm(self, x, weight, epsilon):
         """x / rms(x) * weight. Source: Zhang & Sennrich, arXiv:1910.07467."""
         wide = ops.cast(x, ms.float32)
         normed = wide * ops.rsqrt(ops.mean(ops.square(wide), -1, True) + epsilon)
         return ops.cast(normed, x.dtype) * weight
 
-    def linear(self, x, weight, bias):
+    def linear(self, x, weights):
         """x @ weight.T + bias."""
+        weight, bias = weights
         product = self.matmul(x, weight)
         return product if bias is None else product + bias
 
@@ -47,29 +53,67 @@ class PortableKernels(nn.Cell):
         """up * silu(gate). Source: Shazeer, arXiv:2002.05202."""
         return up * ops.silu(gate)
 
+    def cache_write(self, key, value, caches, slot_mapping):
+        """Rows of the caches, in place."""
+        key_cache, value_cache = caches
+        return (self.scatter(key_cache, slot_mapping, ops.reshape(key, (-1, self.width))),
+                self.scatter(value_cache, slot_mapping, ops.reshape(value, (-1, self.width))))
+
     def causal_attention(self, query, key, value):
         """Every position of whole sequences sees itself and what stands before it."""
         positions = ops.cumsum(ops.ones_like(query[0, :, 0, 0]), 0)
         mask = ops.expand_dims(positions, 0) > ops.expand_dims(positions, 1)
-        return self._attend(query, key, value, mask)
+        return self._softmax_attention(query, key, value, mask)
+
+    def prefill_attention(self, query, key, value, caches, layout):
+        """Unpack to a padded batch, attend to the cache, pack."""
+        slots, mask, unpack, pack = layout
+        padded = self._softmax_attention(ops.gather(query, unpack, 0), *self._read(caches, slots), mask)
+        return ops.gather(ops.reshape(padded, (-1, self.width)), pack, 0)
+
+    def decode_attention(self, query, caches, layout):
+        """One query for each sequence."""
+        slots, mask = layout
+        out = self._softmax_attention(ops.expand_dims(query, 1), *self._read(caches, slots), mask)
+        return ops.reshape(out, (-1, self.width))
+
+    # Fused operations
+
+    def norm_qkv(self, x, norm, wq, wk, wv):
+        """q, k and v of the normalised x."""
+        y = self.rms_norm(x, *norm)
+        return ops.concat((self.linear(y, wq), self.linear(y, wk), self.linear(y, wv)), -1)
+
+    def attend(self, qkv, rotation, caches, slot_mapping, layout, prefill):
+        """Rotate, write to the cache, attend."""
+        query, key, value = self._rotated(qkv, rotation)
+        caches = self.cache_write(key, value, caches, slot_mapping)
+        if prefill:
+            return self.prefill_attention(query, key, value, caches, layout)
+        return self.decode_attention(query, caches, layout)
+
+    def attend_whole(self, qkv, rotation, batch):
+        """Rotate and attend, without a cache."""
+        shape = (batch, -1, self.heads, self.head_size)
+        query, key, value = self._rotated(qkv, rotation)
+        out = self.causal_attention(ops.reshape(query, shape), ops.reshape(key, shape), ops.reshape(value, shape))
+        return ops.reshape(out, (-1, self.width))
+
+    def linear_add(self, x, weights, residual):
+        """residual + linear(x)."""
+        return residual + self.linear(x, weights)
+
+    def norm_swiglu(self, x, norm, w1, w3):
+        """The inner half of the feed-forward."""
+        y = self.rms_norm(x, *norm)
+        return self.swiglu(self.linear(y, w1), self.linear(y, w3))
+
+    # What belongs to them
 
     @staticmethod
     def cache_shape(config):
         """One row a slot, so that writing and reading are plain row operations."""
         return config.cache_blocks * config.block_size, config.num_heads * config.kv_channels
-
-    def cache_write(self, key, value, key_cache, value_cache, slot_mapping):
-        """Rows of the caches, in place."""
-        width = self.heads * self.head_size
-        return (self.scatter(key_cache, slot_mapping, ops.reshape(key, (-1, width))),
-                self.scatter(value_cache, slot_mapping, ops.reshape(value, (-1, width))))
-
-    def _context(self, block_tables):
-        """The positions that the tables span, [span], and the slots of each sequence's, [B, span]."""
-        blocks = ops.cumsum(ops.ones_like(block_tables[0]), 0) - 1
-        places = ops.reshape(ops.expand_dims(blocks, -1) * self.block_size + self.offsets, (-1,))
-        slots = ops.expand_dims(ops.maximum(block_tables, 0), -1) * self.block_size + self.offsets
-        return places, ops.reshape(slots, (ops.shape(block_tables)[0], -1))
 
     def prefill_layout(self, block_tables, lengths, positions, rows):
         """
@@ -83,31 +127,33 @@ class PortableKernels(nn.Cell):
         mask = ops.expand_dims(places, 0) > ops.expand_dims(places, 1)
         return slots, mask, unpack, pack
 
-    def prefill_attention(self, query, key, value, key_cache, value_cache, layout):
-        """Unpack to a padded batch, attend to the cache, pack."""
-        slots, mask, unpack, pack = layout
-        padded = self._attend(ops.gather(query, unpack, 0), *self._read(key_cache, value_cache, slots), mask)
-        return ops.gather(ops.reshape(padded, (-1, self.heads * self.head_size)), pack, 0)
-
     def decode_layout(self, block_tables, lengths):
         """(slots [B, span] of the cache to read, mask [B, 1, 1, span])."""
         places, slots = self._context(block_tables)
         mask = ops.expand_dims(places, 0) >= ops.expand_dims(lengths, -1)
         return slots, ops.expand_dims(ops.expand_dims(mask, 1), 1)
 
-    def decode_attention(self, query, key_cache, value_cache, layout):
-        """One query for each sequence."""
-        slots, mask = layout
-        out = self._attend(ops.expand_dims(query, 1), *self._read(key_cache, value_cache, slots), mask)
-        return ops.reshape(out, (-1, self.heads * self.head_size))
+    def _context(self, block_tables):
+        """The positions that the tables span, [span], and the slots of each sequence's, [B, span]."""
+        blocks = ops.cumsum(ops.ones_like(block_tables[0]), 0) - 1
+        places = ops.reshape(ops.expand_dims(blocks, -1) * self.block_size + self.offsets, (-1,))
+        slots = ops.expand_dims(ops.maximum(block_tables, 0), -1) * self.block_size + self.offsets
+        return places, ops.reshape(slots, (ops.shape(block_tables)[0], -1))
 
-    def _read(self, key_cache, value_cache, slots):
+    def _rotated(self, qkv, rotation):
+        """Rotated q and k, and v, [T, H, D] each."""
+        cos, sin, query_cos, query_sin = rotation
+        heads = ops.reshape(qkv, (-1, 3, self.heads, self.head_size))
+        return (self.rotary(heads[:, 0], query_cos, query_sin), self.rotary(heads[:, 1], cos, sin), heads[:, 2])
+
+    def _read(self, caches, slots):
         """Keys and values [B, span, H, D] of the slots [B, span]."""
         shape = ops.shape(slots) + (self.heads, self.head_size)
+        key_cache, value_cache = caches
         return (ops.reshape(ops.gather(key_cache, slots, 0), shape),
                 ops.reshape(ops.gather(value_cache, slots, 0), shape))
 
-    def _attend(self, query, key, value, mask):
+    def _softmax_attention(self, query, key, value, mask):
         """softmax(q k / sqrt(D), masked) v, the softmax in float32: q [B, Q, H, D], k and v [B, K, H, D]."""
         query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
         scores = ops.cast(self.score(query, key), ms.float32) * self.scale + ops.cast(mask, ms.float32) * MASKED
