@@ -12,7 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from checkpoint_formats import ITEM_SIZE, READERS, Stored, write_ckpt, write_safetensors
+# The model reads the same files; and this folder's scripts also run where it is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "research" / "qwen"))
+
+from qwen_checkpoint_formats import ITEM_SIZE, READERS, Stored, write_ckpt, write_safetensors  # noqa: E402
 
 CHUNK_BYTES = 64 * 2**20
 SHARD_BYTES = 2 * 10**9

@@ -7,7 +7,7 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
-import checkpoint_formats
+import qwen_checkpoint_formats as checkpoint_formats
 import checkpoint_io
 import mindspore as ms
 import numpy as np

@@ -2,9 +2,7 @@
 import contextlib
 
 import mindspore as ms
-import numpy as np
 from mindformers.models.modeling_utils import PreTrainedModel
-from mindformers.modules.block_tables import BlockTables
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Parameter, Tensor, nn, ops
@@ -15,6 +13,7 @@ import qwen_processor  # noqa: F401  registered with the model, so that one impo
 import qwen_tokenizer  # noqa: F401
 from qwen_checkpoint import check_weights, load_weights
 from qwen_config import QwenConfig
+from qwen_generation import QwenGeneration
 from qwen_kernels import build_kernels
 from qwen_rotary import RotaryTables
 
@@ -77,15 +76,14 @@ class Attention(nn.Cell):
             self.key_cache = _zero_cache("key_cache", shape, kernels.dtype)
             self.value_cache = _zero_cache("value_cache", shape, kernels.dtype)
 
-    def construct(self, x, norm, rotation, batch, slot_mapping, layout):
+    def construct(self, x, norm, rotation, input_ids, slot_mapping, layout):
         """x + attention(norm(x))."""
-        qkv = self.kernels.norm_qkv(x, norm, self.wq.weights(), self.wk.weights(), self.wv.weights())
+        weights = self.wq.weights(), self.wk.weights(), self.wv.weights(), self.wo.weights()
         if slot_mapping is None:
-            out = self.kernels.attend_whole(qkv, rotation, batch)
-        else:
-            caches = self.key_cache, self.value_cache
-            out = self.kernels.attend(qkv, rotation, caches, slot_mapping, layout, self.is_first_iteration)
-        return self.kernels.linear_add(out, self.wo.weights(), x)
+            return self.kernels.attention_whole(x, norm, *weights, rotation, input_ids)
+        caches = self.key_cache, self.value_cache
+        return self.kernels.attention(x, norm, *weights, rotation, caches, slot_mapping, layout,
+                                      self.is_first_iteration)
 
 
 class FeedForward(nn.Cell):
@@ -100,8 +98,7 @@ class FeedForward(nn.Cell):
 
     def construct(self, x, norm):
         """x + feed_forward(norm(x))."""
-        inner = self.kernels.norm_swiglu(x, norm, self.w1.weights(), self.w3.weights())
-        return self.kernels.linear_add(inner, self.w2.weights(), x)
+        return self.kernels.feed_forward(x, norm, self.w1.weights(), self.w2.weights(), self.w3.weights())
 
 
 class DecoderLayer(nn.Cell):
@@ -114,8 +111,8 @@ class DecoderLayer(nn.Cell):
         self.ffn_norm = RMSNorm(config, kernels)
         self.feed_forward = FeedForward(config, kernels)
 
-    def construct(self, x, rotation, batch, slot_mapping, layout):
-        x = self.attention(x, self.attention_norm.weights(), rotation, batch, slot_mapping, layout)
+    def construct(self, x, rotation, input_ids, slot_mapping, layout):
+        x = self.attention(x, self.attention_norm.weights(), rotation, input_ids, slot_mapping, layout)
         return self.feed_forward(x, self.ffn_norm.weights())
 
 
@@ -139,7 +136,6 @@ class QwenModel(nn.Cell):
             self.scatter = ops.ScatterUpdate()
 
     def construct(self, input_ids, prompt_lengths, batch_valid_length, block_tables, slot_mapping):
-        batch = ops.shape(input_ids)[0]
         ids = ops.reshape(input_ids, (-1,))
         layout = ()
         if slot_mapping is None:
@@ -155,7 +151,7 @@ class QwenModel(nn.Cell):
         rotation = self._rotation(positions, rows, factors)
         x = self.dropout(self.wte(ids))
         for layer in self.layers:
-            x = layer(x, rotation, batch, slot_mapping, layout)
+            x = layer(x, rotation, input_ids, slot_mapping, layout)
         return self.kernels.rms_norm(x, *self.ln_f.weights())
 
     def _ntk_factors(self, prompt_lengths, block_tables):
@@ -183,7 +179,7 @@ class QwenModel(nn.Cell):
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
-class QwenForCausalLM(PreTrainedModel):
+class QwenForCausalLM(QwenGeneration, PreTrainedModel):
     """
     Qwen with its language-model head: a loss in training, logits otherwise.
 
@@ -231,22 +227,39 @@ class QwenForCausalLM(PreTrainedModel):
             self.transformer = QwenModel(config, kernels)
             self.lm_head = Linear(config, kernels, config.hidden_size, config.vocab_size)
         self.kernels = kernels
+        if kernels.jit_config and config.use_past:
+            self.set_jit_config(kernels.jit_config)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.transformer.wte.embedding_weight
         self.ignore_token_id = config.ignore_token_id
         self.pad_token_id = config.pad_token_id
         self.use_past = config.use_past
         self.is_first_iteration = True
-        self.argmax = ops.argmax  # GenerationMixin's own is an NPU-only primitive
+        self.batches = {}  # phase -> the batch size that its graph is for
         self.load_checkpoint(config)
 
     def __call__(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
                  prompt_lengths=None):
-        """See the class. Outside training a graph takes any length: none is compiled again for a new one."""
+        """
+        See the class. Outside training a graph takes any length: none is compiled again for a new one. But where the
+        kernels don't mind how wide the block tables are, decoding has a graph for each batch size: it runs faster.
+        """
         inputs = (input_ids, labels, batch_valid_length, block_tables, slot_mapping, prompt_lengths)
         if not self.training:
-            self.set_inputs(*(None if x is None else Tensor(shape=[None] * x.ndim, dtype=x.dtype) for x in inputs))
+            self._declare(inputs)
         return super().__call__(*inputs)
+
+    def _declare(self, inputs):
+        """Say which sizes of the inputs the next graph is for."""
+        is_static = inputs[4] is not None and not (self.is_first_iteration or self.kernels.reads_whole_tables)
+        batch = inputs[0].shape[0] if is_static else None
+        # In the phases prefill and increment MindSpore takes the graph of the last call, and does not look at inputs.
+        if self.batches.setdefault(self.phase, batch) != batch:
+            self.phase_cache.pop(self.phase, None)
+            self.batches[self.phase] = batch
+        if self.phase not in ("prefill", "increment") or self.phase not in self.phase_cache:
+            self.set_inputs(*(None if x is None else Tensor(shape=x.shape if is_static else [None] * x.ndim, dtype=x.dtype)
+                              for x in inputs))
 
     def construct(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
                   prompt_lengths=None):
@@ -286,102 +299,6 @@ class QwenForCausalLM(PreTrainedModel):
 
     # What MindFormers' generate, Trainer and checkpoint loading call.
 
-    def generate(self, input_ids, generation_config=None, attention_mask=None, **kwargs):
-        """
-        MindFormers' `generate`, which see. In addition:
-
-        Args:
-            input_ids: One list of ids, or a batch; prompts of a batch may differ in length.
-            attention_mask: [B, S] of 0 and 1, where the ids of a padded batch are the prompt's; for padding on the
-                left it is needed.
-
-        Raises:
-            ValueError: An empty prompt, an id outside the vocabulary, a prompt that leaves no room for an answer, a
-                batch that the key/value cache can't hold.
-        """
-        prompts = _unpad(input_ids, attention_mask)
-        settings = generation_config or self.generation_config
-        limit = kwargs.get("max_length") or settings.max_length
-        new_tokens = kwargs.get("max_new_tokens") or settings.max_new_tokens
-        pad = kwargs.get("pad_token_id", settings.pad_token_id) or 0
-        lengths = [self._check_prompt(row, prompt, pad, None if new_tokens else limit)
-                   for row, prompt in enumerate(prompts)]
-        if self.use_past:
-            room = new_tokens or limit
-            self._check_cache([min(length + room if new_tokens else room, self.config.seq_length)
-                               for length in lengths])
-        batch = np.full((len(prompts), max(map(len, prompts))), pad, np.int32)
-        for row, prompt in enumerate(prompts):
-            batch[row, :len(prompt)] = prompt
-        return super().generate(batch, generation_config=generation_config, **kwargs)
-
-    def _check_prompt(self, row, prompt, pad, max_length):
-        """The length of a prompt without its right padding; ValueError where it can't be answered."""
-        ids = np.asarray(prompt)
-        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
-        if wrong.size:
-            raise ValueError(f"prompt {row}: id {wrong[0]} is outside the vocabulary of {self.config.vocab_size}")
-        length = int(np.max(np.argwhere(ids != pad), initial=-1)) + 1
-        if length == 0:
-            raise ValueError(f"prompt {row} is empty (or nothing but padding, id {pad})")
-        if length >= self.config.seq_length:
-            raise ValueError(f"prompt {row} has {length} tokens and the model holds {self.config.seq_length} with "
-                             "the answer: shorten it or raise seq_length")
-        if max_length and length >= max_length:
-            raise ValueError(f"prompt {row} has {length} tokens, which max_length={max_length} (prompt and answer "
-                             "together) leaves no answer for: raise it, or give max_new_tokens")
-        return length
-
-    def _check_cache(self, totals):
-        """ValueError where sequences of so many tokens don't fit into the key/value cache together."""
-        size = self.config.block_size
-        needed = sum(-(-total // size) for total in totals)
-        if needed > self.config.cache_blocks:
-            raise ValueError(
-                f"{len(totals)} prompts need {needed} blocks of the key/value cache, which has "
-                f"{self.config.cache_blocks} (blocks of {size} tokens; batch_size {self.config.batch_size}, seq_length "
-                f"{self.config.seq_length}): raise batch_size or num_blocks, or ask for fewer tokens")
-
-    def _set_block_mgr(self, batch_size, seq_length):
-        """A new one for each call: blocks of a call that failed half-way are not lost."""
-        size = self.config.block_size
-        self.block_mgr = BlockTables(self.config.cache_blocks, size, self.config.blocks_per_sequence * size)
-        self.block_mgr.init_cache_engine(batch_size)
-
-    def update_model_kwargs_before_generate(self, input_ids, model_kwargs):
-        """Without a cache the prompts' lengths must be handed over at each step."""
-        model_kwargs["prompt_lengths"] = []
-
-    def prepare_inputs_for_generation(self, input_ids, valid_length_each_example=None, block_tables=None,
-                                      slot_mapping=None, prefill=None, prompt_lengths=None, **kwargs):
-        """
-        The tensors of one step. MindFormers pads prompts to `seq_length`; here no work is spent on padding.
-
-        Args:
-            input_ids (np.ndarray): [B, seq_length], prompts and what was generated so far.
-            valid_length_each_example (np.ndarray): [B].
-            block_tables (np.ndarray): [B, blocks of seq_length]. With `use_past`.
-            slot_mapping (np.ndarray): [B * seq_length] in prefill, -1 where there is padding; else [B].
-            prefill (bool): Whether this is a prefill; None without `use_past`.
-            prompt_lengths (list): Filled by the first step of one `generate`, read by the others.
-        """
-        lengths = np.asarray(valid_length_each_example, np.int32)
-        if prefill is None:
-            if not prompt_lengths:
-                prompt_lengths.append(lengths.copy())
-            valid = np.arange(lengths.max()) < lengths[:, None]
-            ids = np.where(valid, input_ids[:, :lengths.max()], 0)  # the id of padding may be outside the vocabulary
-            return {"input_ids": _int32(ids), "batch_valid_length": _int32(lengths),
-                    "prompt_lengths": _int32(prompt_lengths[0])}
-        blocks = -(-int(lengths.max()) // self.config.block_size)
-        if prefill:
-            packed = np.concatenate([row[:length] for row, length in zip(input_ids, lengths)])
-            ids, slot_mapping = packed[None], slot_mapping[slot_mapping != -1]
-        else:
-            ids = input_ids[np.arange(len(lengths)), lengths - 1][:, None]
-        return {"input_ids": _int32(ids), "block_tables": _int32(block_tables[:, :blocks]),
-                "slot_mapping": _int32(slot_mapping)}
-
     def set_dynamic_inputs(self, **kwargs):
         """Nothing to do: `__call__` declares the inputs of every call."""
 
@@ -400,7 +317,7 @@ class QwenForCausalLM(PreTrainedModel):
 
     def fuse_weight_from_ckpt(self, ckpt_dict):
         """What the Trainer calls with a checkpoint before it loads it: here it is checked."""
-        check_weights(self, ckpt_dict)
+        check_weights(self, {name: parameter.shape for name, parameter in ckpt_dict.items()})
         return ckpt_dict
 
     def kvcache(self, layer_idx):
@@ -424,21 +341,3 @@ def _packed_positions(ids, lengths):
     order = ops.cumsum(ops.ones_like(ids), 0) - 1
     rows = ops.cast(ops.expand_dims(order, -1) >= ops.expand_dims(ends, 0), ms.int32).sum(-1)
     return order - ops.gather(ends - lengths, rows, 0), rows
-
-
-def _unpad(input_ids, attention_mask):
-    """A list of prompts, each a list or array of ids."""
-    if isinstance(input_ids, Tensor):
-        input_ids = input_ids.asnumpy()
-    if len(input_ids) == 0 or np.ndim(input_ids[0]) == 0:
-        input_ids = [input_ids]
-    if attention_mask is None:
-        return [np.asarray(row, np.int64) for row in input_ids]
-    mask = np.atleast_2d(np.asarray(attention_mask)).astype(bool)
-    if mask.shape != np.shape(input_ids):
-        raise ValueError(f"attention_mask: expected the shape of input_ids {np.shape(input_ids)}, found {mask.shape}")
-    return [np.asarray(row)[seen] for row, seen in zip(input_ids, mask)]
-
-
-def _int32(array):
-    return Tensor.from_numpy(np.ascontiguousarray(array, np.int32))

@@ -22,21 +22,22 @@ Elementary operations:
                                             in its own sequence
     decode_attention(query, caches, layout) query [B, H, D], the last token of each sequence -> [B, H * D]
 
-Fused operations, which a layer consists of; each is defined by the elementary ones in `portable`:
+The two halves of a layer, each defined in `portable` by the elementary operations, and fused where a set can:
 
-    norm_qkv(x, norm, wq, wk, wv)           rms_norm, then three linears -> [T, 3 * H * D]: q, k and v of each token.
-                                            norm is (weight, epsilon)
-    attend(qkv, rotation, caches, slot_mapping, layout, prefill)
-                                            rotary, cache_write and attention -> [T, H * D]. rotation is (cos, sin,
-                                            query_cos, query_sin): LogN scales the query, rotation is linear, so the
-                                            scale comes folded into the query's cos and sin
-    attend_whole(qkv, rotation, batch)      the same on `batch` whole sequences of one length, without a cache
-    linear_add(x, weights, residual)        linear, plus residual [T, out]
-    norm_swiglu(x, norm, w1, w3)            rms_norm, then w1(y) * silu(w3(y)) -> [T, width]
+    attention(x, norm, wq, wk, wv, wo, rotation, caches, slot_mapping, layout, prefill)
+                                            x + wo(attention of the normalised x) [T, hidden]. norm is (weight,
+                                            epsilon), wq ... are weights; rotation is (cos, sin, query_cos, query_sin):
+                                            LogN scales the query, rotation is linear, so the scale comes folded into
+                                            the query's cos and sin
+    attention_whole(x, norm, wq, wk, wv, wo, rotation, input_ids)
+                                            the same on whole sequences, the tokens of input_ids [B, S], no cache
+    feed_forward(x, norm, w1, w2, w3)       x + w2(w1(y) * silu(w3(y))), y the normalised x
 
 And what belongs to them:
 
     dtype                                   the type of weights, activations and caches
+    jit_config                              what outside training the graph must be compiled with (JitConfig), or None
+    reads_whole_tables                      whether decoding takes longer the wider block_tables is, whatever the lengths
     cache_shape(config)                     shape of the key cache, and of the value cache, of one layer
     prefill_layout(block_tables, lengths, positions, rows)
                                             what one prefill's layers share, computed once; positions and rows [T]
@@ -52,11 +53,23 @@ the ones of this call included.
 """
 import os
 
+import mindspore as ms
+from mindformers.tools.logger import logger
+
+from qwen_kernels.ascend import AscendKernels
+from qwen_kernels.cpu import CpuKernels, KernelsUnavailable
 from qwen_kernels.portable import PortableKernels
 
-__all__ = ["KERNEL_SETS", "build_kernels"]
+__all__ = ["KERNEL_SETS", "build_kernels", "runnable_kernels"]
 
-KERNEL_SETS = {"portable": PortableKernels}
+KERNEL_SETS = {"portable": PortableKernels, "cpu": CpuKernels, "ascend": AscendKernels}
+OWN_KERNELS = {"CPU": "cpu", "Ascend": "ascend"}
+
+
+def runnable_kernels():
+    """The names of the sets for the device in use: `portable`, then its own."""
+    own = OWN_KERNELS.get(ms.get_context("device_target"))
+    return [name for name in KERNEL_SETS if name in ("portable", own)]
 
 
 def build_kernels(config):
@@ -65,11 +78,15 @@ def build_kernels(config):
     this machine can run.
 
     Raises:
-        ValueError: No such set.
+        ValueError: No such set, or the named one can't be built here.
     """
     name = os.environ.get("QWEN_KERNELS") or config.kernels
-    if name == "auto":
-        name = "portable"
-    if name not in KERNEL_SETS:
+    if name not in ("auto", *KERNEL_SETS):
         raise ValueError(f"kernels: expected one of auto, {', '.join(KERNEL_SETS)}, found {name!r}")
-    return KERNEL_SETS[name](config)
+    try:
+        return KERNEL_SETS[runnable_kernels()[-1] if name == "auto" else name](config)
+    except KernelsUnavailable as error:
+        if name != "auto":
+            raise ValueError(f"kernels {name}: {error}") from None
+        logger.warning("Portable kernels are used: %s.", error)
+        return PortableKernels(config)

@@ -14,6 +14,9 @@ MASKED = -1e30
 class PortableKernels(nn.Cell):
     """See `qwen_kernels` for the operations and their shapes."""
 
+    reads_whole_tables = True
+    jit_config = None
+
     def __init__(self, config):
         super().__init__()
         # A CPU's MindSpore has no bfloat16 product, and a float16 one that is ten times slower than float32.
@@ -77,7 +80,7 @@ class PortableKernels(nn.Cell):
         out = self._softmax_attention(ops.expand_dims(query, 1), *self._read(caches, slots), mask)
         return ops.reshape(out, (-1, self.width))
 
-    # Fused operations
+    # The steps of a layer's halves
 
     def norm_qkv(self, x, norm, wq, wk, wv):
         """q, k and v of the normalised x."""
@@ -92,9 +95,9 @@ class PortableKernels(nn.Cell):
             return self.prefill_attention(query, key, value, caches, layout)
         return self.decode_attention(query, caches, layout)
 
-    def attend_whole(self, qkv, rotation, batch):
+    def attend_whole(self, qkv, rotation, input_ids):
         """Rotate and attend, without a cache."""
-        shape = (batch, -1, self.heads, self.head_size)
+        shape = ops.shape(input_ids) + (self.heads, self.head_size)
         query, key, value = self._rotated(qkv, rotation)
         out = self.causal_attention(ops.reshape(query, shape), ops.reshape(key, shape), ops.reshape(value, shape))
         return ops.reshape(out, (-1, self.width))
@@ -107,6 +110,21 @@ class PortableKernels(nn.Cell):
         """The inner half of the feed-forward."""
         y = self.rms_norm(x, *norm)
         return self.swiglu(self.linear(y, w1), self.linear(y, w3))
+
+    # The two halves of a layer
+
+    def attention(self, x, norm, wq, wk, wv, wo, rotation, caches, slot_mapping, layout, prefill):
+        """x + attention(norm(x)), with the cache."""
+        out = self.attend(self.norm_qkv(x, norm, wq, wk, wv), rotation, caches, slot_mapping, layout, prefill)
+        return self.linear_add(out, wo, x)
+
+    def attention_whole(self, x, norm, wq, wk, wv, wo, rotation, input_ids):
+        """x + attention(norm(x)), without a cache."""
+        return self.linear_add(self.attend_whole(self.norm_qkv(x, norm, wq, wk, wv), rotation, input_ids), wo, x)
+
+    def feed_forward(self, x, norm, w1, w2, w3):
+        """x + feed_forward(norm(x))."""
+        return self.linear_add(self.norm_swiglu(x, norm, w1, w3), w2, x)
 
     # What belongs to them
 

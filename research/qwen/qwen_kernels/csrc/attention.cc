@@ -1,0 +1,210 @@
+// Attention, with rotation and the key/value cache: rotary, cache_write and prefill or decode attention in one.
+//
+// The cache has a row of H * D floats a slot. A query alone reads keys and values row by row, all its heads at once.
+// Many queries of a sequence are taken kLanes at a time, one a lane, with a softmax that is updated block by block.
+// Source: Dao et al., FlashAttention (arXiv:2205.14135); Kwon et al., PagedAttention (arXiv:2309.06180).
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace qwen {
+namespace {
+
+constexpr int kKeys = 32;      // keys that many queries attend to between two updates of the softmax
+constexpr int kColumns = 8;    // accumulators of a lane product
+
+// Where the keys and values of one sequence are.
+struct Sequence {
+  const float *keys, *values;  // rows of H * D
+  const int32_t *table;        // the sequence's blocks; null: rows are positions
+  int64_t block_size, row_size;
+
+  int64_t row(int64_t position) const {
+    if (table == nullptr) return position * row_size;
+    return (static_cast<int64_t>(table[position / block_size]) * block_size + position % block_size) * row_size;
+  }
+};
+
+void rotate(const float *x, const float *cos, const float *sin, int64_t size, float *out) {
+  const int64_t half = size / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float low = x[i], high = x[i + half];
+    out[i] = low * cos[i] - high * sin[i];
+    out[i + half] = high * cos[i] + low * sin[i];
+  }
+}
+
+// The key of token t, rotated, and its value.
+void key_value(const Rotation &r, int64_t t, float *key, float *value) {
+  const float *k = r.qkv + (3 * t + 1) * r.heads * r.size;
+  for (int64_t h = 0; h < r.heads; ++h) {
+    rotate(k + h * r.size, r.cos + t * r.size / 2, r.sin + t * r.size / 2, r.size, key + h * r.size);
+  }
+  std::memcpy(value, k + r.heads * r.size, r.heads * r.size * sizeof(float));
+}
+
+// The query of token t and head h, rotated.
+void query_of(const Rotation &r, int64_t t, int64_t h, float *out) {
+  rotate(r.qkv + (3 * t * r.heads + h) * r.size, r.query_cos + t * r.size / 2, r.query_sin + t * r.size / 2, r.size,
+         out);
+}
+
+// The softmax of x[0 .. length], in place.
+void softmax(float *x, int64_t length) {
+  const float top = *std::max_element(x, x + length);
+  vec total{};
+  int64_t i = 0;
+  for (; i + kLanes <= length; i += kLanes) {
+    const vec e = exp(load(x + i) - top);
+    store(x + i, e);
+    total += e;
+  }
+  float sums = sum(total);
+  for (; i < length; ++i) sums += x[i] = std::exp(x[i] - top);
+  for (i = 0; i < length; ++i) x[i] /= sums;
+}
+
+// One query, heads first .. last, attends to positions 0 .. length - 1.
+void attend_one(const Rotation &rotation, const Sequence &sequence, int64_t t, int64_t length, int64_t first,
+                int64_t last, float *out) {
+  const int64_t size = rotation.size, count = last - first;
+  float *query = scratch(count * (size + length));
+  float *scores = query + count * size;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  for (int64_t h = 0; h < count; ++h) query_of(rotation, t, first + h, query + h * size);
+  for (int64_t p = 0; p < length; ++p) {
+    const float *key = sequence.keys + sequence.row(p) + first * size;
+    for (int64_t h = 0; h < count; ++h) scores[h * length + p] = dot(query + h * size, key + h * size, size) * scale;
+  }
+  for (int64_t h = 0; h < count; ++h) softmax(scores + h * length, length);
+  std::fill(out, out + count * size, 0.0f);
+  for (int64_t p = 0; p < length; ++p) {
+    const float *value = sequence.values + sequence.row(p) + first * size;
+    for (int64_t h = 0; h < count; ++h) {
+      const float weight = scores[h * length + p];
+      float *sums = out + h * size;
+      for (int64_t d = 0; d < size; ++d) sums[d] += weight * value[h * size + d];
+    }
+  }
+}
+
+// acc[c] += the sum over i of lanes[i] * columns(i)[c], for `columns` up to kColumns.
+template <typename Column>
+void lane_product(const vec *lanes, int64_t n, int64_t columns, const Column &column, vec *acc) {
+  vec sums[kColumns] = {};
+  if (columns == kColumns) {
+    for (int64_t i = 0; i < n; ++i) {
+      for (int c = 0; c < kColumns; ++c) sums[c] += lanes[i] * column(i, c);
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t c = 0; c < columns; ++c) sums[c] += lanes[i] * column(i, c);
+    }
+  }
+  for (int64_t c = 0; c < columns; ++c) acc[c] += sums[c];
+}
+
+// Queries t .. t + count (up to kLanes) of head h, at positions start .. start + count, attend to all before them.
+void attend_lanes(const Rotation &rotation, const Sequence &sequence, int64_t t, int64_t count, int64_t start,
+                  int64_t h, float *out) {
+  const int64_t size = rotation.size, row_size = rotation.heads * size;
+  float *memory = scratch(2 * size * kLanes + size);
+  vec *query = reinterpret_cast<vec *>(memory);  // [D], a query a lane
+  vec *sums = query + size;                      // [D]
+  float *one = memory + 2 * size * kLanes;
+  std::memset(memory, 0, 2 * size * kLanes * sizeof(float));
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  for (int64_t lane = 0; lane < count; ++lane) {
+    query_of(rotation, t + lane, h, one);
+    for (int64_t d = 0; d < size; ++d) memory[d * kLanes + lane] = one[d] * scale;
+  }
+  vec position;
+  for (int lane = 0; lane < kLanes; ++lane) position[lane] = start + std::min<int64_t>(lane, count - 1);
+  vec top = splat(-1e30f), total{};
+  for (int64_t first = 0; first < start + count; first += kKeys) {
+    const int64_t keys = std::min<int64_t>(kKeys, start + count - first);
+    int64_t rows[kKeys];
+    for (int64_t j = 0; j < keys; ++j) rows[j] = sequence.row(first + j) + h * size;
+    vec weights[kKeys] = {};
+    for (int64_t j = 0; j < keys; j += kColumns) {
+      lane_product(query, size, std::min<int64_t>(kColumns, keys - j),
+                   [&](int64_t d, int64_t c) { return sequence.keys[rows[j + c] + d]; }, weights + j);
+    }
+    vec new_top = top;
+    for (int64_t j = 0; j < keys; ++j) {
+      if (first + j > start) weights[j] = splat(first + j) > position ? splat(-1e30f) : weights[j];
+      new_top = max(new_top, weights[j]);
+    }
+    const vec correction = exp(top - new_top);
+    total *= correction;
+    for (int64_t j = 0; j < keys; ++j) total += weights[j] = exp(weights[j] - new_top);
+    top = new_top;
+    for (int64_t d = 0; d < size; d += kColumns) {
+      const int64_t columns = std::min<int64_t>(kColumns, size - d);
+      for (int64_t c = 0; c < columns; ++c) sums[d + c] *= correction;
+      lane_product(weights, keys, columns,
+                   [&](int64_t j, int64_t c) { return sequence.values[rows[j] + d + c]; }, sums + d);
+    }
+  }
+  for (int64_t d = 0; d < size; ++d) {
+    const vec value = sums[d] / total;
+    for (int64_t lane = 0; lane < count; ++lane) out[(t + lane) * row_size + h * size + d] = value[lane];
+  }
+}
+
+// A run of queries of one sequence: tokens t .. t + count at positions start .. start + count.
+struct Queries {
+  Sequence sequence;
+  int64_t t, count, start;
+};
+
+// Every query of every run, shared out among the threads of a region.
+void share_out(const Rotation &rotation, const std::vector<Queries> &runs, float *out, Pool &pool) {
+  const int64_t heads = rotation.heads, size = rotation.size;
+  // Heads of a lone query go together, for they read one row; but every thread should have some.
+  const int64_t groups = std::min<int64_t>(heads, std::max<int64_t>(1, 2 * pool.size() / runs.size()));
+  int64_t item = pool.next_item(), passed = 0;
+  for (const Queries &run : runs) {
+    const int64_t tiles = run.count == 1 ? groups : (run.count + kLanes - 1) / kLanes * heads;
+    for (; item < passed + tiles; item = pool.next_item()) {
+      const int64_t i = item - passed;
+      if (run.count == 1) {
+        const int64_t first = heads * i / groups, last = heads * (i + 1) / groups;
+        attend_one(rotation, run.sequence, run.t, run.start + 1, first, last, out + (run.t * heads + first) * size);
+      } else {
+        // Later queries see more: they go first, so that none is left at the end.
+        const int64_t offset = (tiles / heads - 1 - i / heads) * kLanes;
+        attend_lanes(rotation, run.sequence, run.t + offset, std::min<int64_t>(kLanes, run.count - offset),
+                     run.start + offset, i % heads, out);
+      }
+    }
+    passed += tiles;
+  }
+}
+
+}  // namespace
+
+void attend(const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
+            const int32_t *queries, int64_t sequences, int64_t tokens, float *out) {
+  const int64_t row_size = rotation.heads * rotation.size;
+  std::vector<Queries> runs;
+  for (int64_t b = 0, t = 0; b < sequences; t += queries[b++]) {
+    const int32_t *table = cache.block_tables ? cache.block_tables + b * cache.table_width : nullptr;
+    const int64_t first_row = cache.block_tables ? 0 : t * row_size;
+    const Sequence sequence{cache.keys + first_row, cache.values + first_row, table, cache.block_size, row_size};
+    runs.push_back({sequence, t, queries[b], lengths[b] - queries[b]});
+  }
+  Pool &pool = Pool::get();
+  pool.run([&](int thread) {
+    for (int64_t t = thread; t < tokens; t += pool.size()) {
+      key_value(rotation, t, cache.keys + slots[t] * row_size, cache.values + slots[t] * row_size);
+    }
+    pool.barrier();
+    share_out(rotation, runs, out, pool);
+  });
+}
+
+}  // namespace qwen

@@ -1,0 +1,50 @@
+// The kernels, which ops.cc makes MindSpore operators of. All arrays are float32, row by row.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace qwen {
+
+// weight [outputs, inputs], bias [outputs] or null.
+struct Weights {
+  const float *weight, *bias;
+  int64_t outputs;
+};
+
+// x / rms(x) * weight; a null weight: no norm.
+struct Norm {
+  const float *weight;
+  float epsilon;
+};
+
+// x and out [tokens, width].
+void rms_norm(const float *x, int64_t tokens, int64_t width, Norm norm, float *out);
+
+// out [tokens, sum of outputs] = the linears of norm(x) side by side, plus residual of that shape if not null; x
+// [tokens, width].
+void linears(const float *x, int64_t tokens, int64_t width, Norm norm, const std::vector<Weights> &parts,
+             const float *residual, float *out);
+
+// out [tokens, outputs] = w1(y) * silu(w3(y)), y = norm(x); x [tokens, width].
+void swiglu(const float *x, int64_t tokens, int64_t width, Norm norm, Weights w1, Weights w3, float *out);
+
+// q, k and v of each token [tokens, 3, heads, size] and what to rotate them by, [tokens, size / 2] each.
+struct Rotation {
+  const float *qkv, *cos, *sin, *query_cos, *query_sin;
+  int64_t heads, size;
+};
+
+// Rows of heads * size floats: of token positions, or, where there are block tables, of slots.
+struct Cache {
+  float *keys, *values;
+  const int32_t *block_tables;  // [sequences, table_width], or null
+  int64_t table_width, block_size;
+};
+
+// Writes rotated keys, and values, of all tokens to the rows `slots` [tokens] of the cache; then the last
+// queries[b] of the lengths[b] tokens of each sequence attend. out [tokens, heads * size].
+void attend(const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
+            const int32_t *queries, int64_t sequences, int64_t tokens, float *out);
+
+}  // namespace qwen

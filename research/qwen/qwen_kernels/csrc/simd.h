@@ -1,0 +1,69 @@
+// Vectors of floats as wide as the machine's registers, by the compiler's vector extension: one source for AVX-512,
+// AVX2 and everything else.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace qwen {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef float half_vec __attribute__((vector_size(2 * kLanes), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+inline vec load(const float *p) { return *reinterpret_cast<const vec *>(p); }
+inline void store(float *p, vec v) { *reinterpret_cast<vec *>(p) = v; }
+inline vec splat(float x) { return x - vec{}; }
+inline vec max(vec a, vec b) { return a > b ? a : b; }
+
+inline float sum(vec v) {
+  half_vec halves[2];
+  std::memcpy(halves, &v, sizeof(v));
+  const half_vec s = halves[0] + halves[1];
+  float total = 0;
+  for (int i = 0; i < kLanes / 2; ++i) total += s[i];
+  return total;
+}
+
+// exp within 2 units in the last place; below -87 it is 1e-38, not 0.
+inline vec exp(vec x) {
+  x = max(x, splat(-87.0f));
+  x = x < splat(88.0f) ? x : splat(88.0f);
+  const vec magic = splat(12582912.0f);  // 1.5 * 2**23: adding it rounds to the nearest integer
+  const vec n = (x * 1.44269504f + magic) - magic;
+  const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  vec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const ivec bits = (__builtin_convertvector(n, ivec) + 127) << 23;
+  vec scale;
+  std::memcpy(&scale, &bits, sizeof(scale));
+  return p * scale;
+}
+
+inline float dot(const float *a, const float *b, int64_t n) {
+  vec even{}, odd{};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    even += load(a + i) * load(b + i);
+    odd += load(a + i + kLanes) * load(b + i + kLanes);
+  }
+  float tail = 0;
+  for (; i < n; ++i) tail += a[i] * b[i];
+  return sum(even + odd) + tail;
+}
+
+}  // namespace qwen
