@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 from mindformers.generation.generation_config import GenerationConfig
-from mindformers.generation.logits_process import LogitsProcessorList
+from mindformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from mindformers.generation.utils import GenerateOutput
 from mindformers.tools.logger import logger
 from mindspore import Tensor
@@ -152,8 +152,8 @@ class QwenGeneration:
             if is_finished:
                 tokens.append(int(batch.ids[row, batch.lengths[row] - 1]))
                 continue
-            if processors:
-                processors.process(row, batch.ids[:, :batch.lengths[row]], logits)
+            for processor in processors:
+                logits[row] = _process(processor, batch.ids[row:row + 1, :batch.lengths[row]], logits[row:row + 1])
             scores = logits[row]
             tokens.append(sample(scores, settings, uniform()) if settings.do_sample else int(scores.argmax()))
         return tokens
@@ -257,6 +257,13 @@ class Batch:
             self.ids[row, self.lengths[row]] = tokens[row]
             self.lengths[row] += 1
             self.finished[row] = tokens[row] in eos or self.lengths[row] == self.limits[row]
+
+
+def _process(processor, ids, logits):
+    """A logits processor's answer to ids [1, S] and logits [1, vocab_size], in numpy where it can."""
+    if type(processor).process_np is not LogitsProcessor.process_np:
+        return processor.process_np(logits, ids)
+    return processor(Tensor(ids), Tensor(logits)).asnumpy()
 
 
 def _prompts(input_ids, attention_mask, pad):
