@@ -1,7 +1,7 @@
 // Attention, with rotation and the key/value cache: rotary, cache_write and prefill or decode attention in one.
 //
 // The cache has a row of H * D floats a slot. A query alone reads keys and values row by row, all its heads at once.
-// Many queries of a sequence are taken kLanes at a time, one a lane, with a softmax that is updated block by block.
+// Many queries of a sequence are taken kQueries at a time, one a lane, with a softmax that is updated block by block.
 // Source: Dao et al., FlashAttention (arXiv:2205.14135); Kwon et al., PagedAttention (arXiv:2309.06180).
 #include <algorithm>
 #include <cmath>
@@ -14,7 +14,9 @@ namespace qwen {
 namespace {
 
 constexpr int kKeys = 32;      // keys that many queries attend to between two updates of the softmax
-constexpr int kColumns = 8;    // accumulators of a lane product
+constexpr int kColumns = 8;    // columns of a lane product that are summed at once
+constexpr int kQueryVecs = kLanes == 16 ? 2 : 1;
+constexpr int kQueries = kQueryVecs * kLanes;  // queries that are taken together
 
 // Where the keys and values of one sequence are.
 struct Sequence {
@@ -91,67 +93,85 @@ void attend_one(const Rotation &rotation, const Sequence &sequence, int64_t t, i
   }
 }
 
-// acc[c] += the sum over i of lanes[i] * columns(i)[c], for `columns` up to kColumns.
-template <typename Column>
-void lane_product(const vec *lanes, int64_t n, int64_t columns, const Column &column, vec *acc) {
-  vec sums[kColumns] = {};
+// acc[c] += the sum over i of lanes[i] * column(i, c), V vectors each, for `columns` up to kColumns.
+template <int V, typename Column>
+void lane_product(const vec (*lanes)[V], int64_t n, int64_t columns, const Column &column, vec (*acc)[V]) {
+  vec sums[kColumns][V] = {};
   if (columns == kColumns) {
     for (int64_t i = 0; i < n; ++i) {
-      for (int c = 0; c < kColumns; ++c) sums[c] += lanes[i] * column(i, c);
+      for (int c = 0; c < kColumns; ++c) {
+        for (int v = 0; v < V; ++v) sums[c][v] += lanes[i][v] * column(i, c);
+      }
     }
   } else {
     for (int64_t i = 0; i < n; ++i) {
-      for (int64_t c = 0; c < columns; ++c) sums[c] += lanes[i] * column(i, c);
+      for (int64_t c = 0; c < columns; ++c) {
+        for (int v = 0; v < V; ++v) sums[c][v] += lanes[i][v] * column(i, c);
+      }
     }
   }
-  for (int64_t c = 0; c < columns; ++c) acc[c] += sums[c];
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int v = 0; v < V; ++v) acc[c][v] += sums[c][v];
+  }
 }
 
-// Queries t .. t + count (up to kLanes) of head h, at positions start .. start + count, attend to all before them.
+// Queries t .. t + count (up to V * kLanes) of head h, at positions start .. start + count, attend to all before them.
+template <int V>
 void attend_lanes(const Rotation &rotation, const Sequence &sequence, int64_t t, int64_t count, int64_t start,
                   int64_t h, float *out) {
+  constexpr int64_t kWidth = V * kLanes;
   const int64_t size = rotation.size, row_size = rotation.heads * size;
-  float *memory = scratch(2 * size * kLanes + size);
-  vec *query = reinterpret_cast<vec *>(memory);  // [D], a query a lane
-  vec *sums = query + size;                      // [D]
-  float *one = memory + 2 * size * kLanes;
-  std::memset(memory, 0, 2 * size * kLanes * sizeof(float));
+  float *memory = scratch(2 * size * kWidth + size);
+  auto *query = reinterpret_cast<vec(*)[V]>(memory);  // [D], a query a lane
+  auto *sums = query + size;                          // [D]
+  float *one = memory + 2 * size * kWidth;
+  std::memset(memory, 0, 2 * size * kWidth * sizeof(float));
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   for (int64_t lane = 0; lane < count; ++lane) {
     query_of(rotation, t + lane, h, one);
-    for (int64_t d = 0; d < size; ++d) memory[d * kLanes + lane] = one[d] * scale;
+    for (int64_t d = 0; d < size; ++d) memory[d * kWidth + lane] = one[d] * scale;
   }
-  vec position;
-  for (int lane = 0; lane < kLanes; ++lane) position[lane] = start + std::min<int64_t>(lane, count - 1);
-  vec top = splat(-1e30f), total{};
+  vec position[V], top[V], total[V] = {};
+  for (int64_t lane = 0; lane < kWidth; ++lane) {
+    position[lane / kLanes][lane % kLanes] = start + std::min<int64_t>(lane, count - 1);
+  }
+  for (int v = 0; v < V; ++v) top[v] = splat(-1e30f);
   for (int64_t first = 0; first < start + count; first += kKeys) {
     const int64_t keys = std::min<int64_t>(kKeys, start + count - first);
     int64_t rows[kKeys];
     for (int64_t j = 0; j < keys; ++j) rows[j] = sequence.row(first + j) + h * size;
-    vec weights[kKeys] = {};
+    vec weights[kKeys][V] = {};
     for (int64_t j = 0; j < keys; j += kColumns) {
-      lane_product(query, size, std::min<int64_t>(kColumns, keys - j),
-                   [&](int64_t d, int64_t c) { return sequence.keys[rows[j + c] + d]; }, weights + j);
+      lane_product<V>(query, size, std::min<int64_t>(kColumns, keys - j),
+                      [&](int64_t d, int64_t c) { return sequence.keys[rows[j + c] + d]; }, weights + j);
     }
-    vec new_top = top;
-    for (int64_t j = 0; j < keys; ++j) {
-      if (first + j > start) weights[j] = splat(first + j) > position ? splat(-1e30f) : weights[j];
-      new_top = max(new_top, weights[j]);
+    vec correction[V];
+    for (int v = 0; v < V; ++v) {
+      vec new_top = top[v];
+      for (int64_t j = 0; j < keys; ++j) {
+        vec &weight = weights[j][v];
+        if (first + j > start) weight = splat(first + j) > position[v] ? splat(-1e30f) : weight;
+        new_top = max(new_top, weight);
+      }
+      correction[v] = exp(top[v] - new_top);
+      total[v] *= correction[v];
+      for (int64_t j = 0; j < keys; ++j) total[v] += weights[j][v] = exp(weights[j][v] - new_top);
+      top[v] = new_top;
     }
-    const vec correction = exp(top - new_top);
-    total *= correction;
-    for (int64_t j = 0; j < keys; ++j) total += weights[j] = exp(weights[j] - new_top);
-    top = new_top;
     for (int64_t d = 0; d < size; d += kColumns) {
       const int64_t columns = std::min<int64_t>(kColumns, size - d);
-      for (int64_t c = 0; c < columns; ++c) sums[d + c] *= correction;
-      lane_product(weights, keys, columns,
-                   [&](int64_t j, int64_t c) { return sequence.values[rows[j] + d + c]; }, sums + d);
+      for (int64_t c = 0; c < columns; ++c) {
+        for (int v = 0; v < V; ++v) sums[d + c][v] *= correction[v];
+      }
+      lane_product<V>(weights, keys, columns,
+                      [&](int64_t j, int64_t c) { return sequence.values[rows[j] + d + c]; }, sums + d);
     }
   }
   for (int64_t d = 0; d < size; ++d) {
-    const vec value = sums[d] / total;
-    for (int64_t lane = 0; lane < count; ++lane) out[(t + lane) * row_size + h * size + d] = value[lane];
+    for (int v = 0; v < V; ++v) sums[d][v] /= total[v];
+    for (int64_t lane = 0; lane < count; ++lane) {
+      out[(t + lane) * row_size + h * size + d] = memory[(size + d) * kWidth + lane];
+    }
   }
 }
 
@@ -168,17 +188,18 @@ void share_out(const Rotation &rotation, const std::vector<Queries> &runs, float
   const int64_t groups = std::min<int64_t>(heads, std::max<int64_t>(1, 2 * pool.size() / runs.size()));
   int64_t item = pool.next_item(), passed = 0;
   for (const Queries &run : runs) {
-    const int64_t tiles = run.count == 1 ? groups : (run.count + kLanes - 1) / kLanes * heads;
+    const int64_t tiles = run.count == 1 ? groups : (run.count + kQueries - 1) / kQueries * heads;
     for (; item < passed + tiles; item = pool.next_item()) {
       const int64_t i = item - passed;
       if (run.count == 1) {
         const int64_t first = heads * i / groups, last = heads * (i + 1) / groups;
         attend_one(rotation, run.sequence, run.t, run.start + 1, first, last, out + (run.t * heads + first) * size);
       } else {
-        // Later queries see more: they go first, so that none is left at the end.
-        const int64_t offset = (tiles / heads - 1 - i / heads) * kLanes;
-        attend_lanes(rotation, run.sequence, run.t + offset, std::min<int64_t>(kLanes, run.count - offset),
-                     run.start + offset, i % heads, out);
+        // Head by head, whose keys and values then stay in the core's cache.
+        const int64_t offset = i % (tiles / heads) * kQueries, h = i / (tiles / heads);
+        const int64_t count = std::min<int64_t>(kQueries, run.count - offset);
+        const auto attend_some = count > kLanes ? attend_lanes<kQueryVecs> : attend_lanes<1>;
+        attend_some(rotation, run.sequence, run.t + offset, count, run.start + offset, h, out);
       }
     }
     passed += tiles;

@@ -18,7 +18,7 @@ constexpr int kTileVecs = kLanes == 16 ? 3 : 1;    // vectors of tokens in a til
 constexpr int kTileTokens = kTileVecs * kLanes;
 constexpr int kPrefetch = 2048;                    // floats to fetch ahead of a dot product
 constexpr int kLine = 16;                          // floats of a cache line
-constexpr int64_t kBlockTokens = 10 * kTileTokens; // tokens whose transposed input stays in the second-level cache
+constexpr int64_t kBlockTokens = 480;               // tokens whose transposed input stays in the second-level cache
 
 // out[row][token] of kRows rows and up to kTileTokens tokens.
 typedef float Tile[kRows][kTileTokens];
@@ -103,15 +103,9 @@ void normalise(const float *x, Norm norm, int64_t width, float *out) {
   for (int64_t i = 0; i < width; ++i) out[i] = norm.weight ? x[i] * scale * norm.weight[i] : x[i];
 }
 
-// Lays `count` tokens of x, normalised if there is a norm, out as Input wants them: each thread its share.
+// Lays `count` tokens of x, normalised if there is a norm, out in lanes as Input says: each thread its share.
 void prepare(const float *x, int64_t count, int64_t width, Norm norm, int64_t lanes, float *out, int thread,
              int threads) {
-  if (lanes == 0) {
-    for (int64_t t = thread; t < count; t += threads) {
-      normalise(x + t * width, norm, width, out + t * width);
-    }
-    return;
-  }
   const int64_t begin = width * thread / threads, end = width * (thread + 1) / threads;
   float *scales = scratch(lanes);
   for (int64_t group = 0; group < count; group += lanes) {
@@ -134,7 +128,7 @@ void for_tiles(const float *x, int64_t tokens, int64_t width, Norm norm, int64_t
   const int64_t block = std::min(tokens, kBlockTokens);
   const int64_t lanes = tokens <= kDotTokens ? 0
                         : std::min<int64_t>(kTileTokens, (tokens + kLanes - 1) / kLanes * kLanes);
-  const int64_t padded = lanes == 0 ? block : (block + lanes - 1) / lanes * lanes;
+  const int64_t padded = lanes == 0 ? 0 : (block + lanes - 1) / lanes * lanes;
   static std::vector<float> prepared;  // one region at a time uses it: see Pool::run
   static std::mutex in_use;
   std::lock_guard<std::mutex> lock(in_use);
@@ -143,24 +137,31 @@ void for_tiles(const float *x, int64_t tokens, int64_t width, Norm norm, int64_t
   const int64_t row_tiles = (rows + kRows - 1) / kRows;
   // A few chunks a thread even out what the threads' cores can do.
   const int64_t chunk = std::max<int64_t>(1, row_tiles / (pool.size() * 8));
+  const auto rows_of_tiles = [&](const Input &in, int64_t first, int64_t count) {
+    for (int64_t begin = pool.next_item() * chunk; begin < row_tiles; begin = pool.next_item() * chunk) {
+      // All rows of the chunk for some tokens before the next tokens: their outputs lie side by side.
+      for (int64_t start = 0; start < count; start += kTileTokens) {
+        for (int64_t tile = begin; tile < std::min(begin + chunk, row_tiles); ++tile) {
+          body(tile * kRows, first, start, std::min<int64_t>(kTileTokens, count - start), in);
+        }
+      }
+    }
+  };
   pool.run([&](int thread) {
+    if (lanes == 0) {  // little enough for every thread to prepare, and none to wait
+      float *own = scratch(tokens * width);
+      for (int64_t t = 0; t < tokens; ++t) normalise(x + t * width, norm, width, own + t * width);
+      return rows_of_tiles(Input{own, width, 0}, 0, tokens);
+    }
     for (int64_t first = 0; first < tokens; first += block) {
       const int64_t count = std::min(block, tokens - first);
       prepare(x + first * width, count, width, norm, lanes, prepared.data(), thread, pool.size());
       pool.barrier();
-      const Input in{prepared.data(), width, lanes};
-      for (int64_t begin = pool.next_item() * chunk; begin < row_tiles; begin = pool.next_item() * chunk) {
-        for (int64_t tile = begin; tile < std::min(begin + chunk, row_tiles); ++tile) {
-          for (int64_t start = 0; start < count; start += kTileTokens) {
-            body(tile * kRows, first, start, std::min<int64_t>(kTileTokens, count - start), in);
-          }
-        }
-      }
+      rows_of_tiles(Input{prepared.data(), width, lanes}, first, count);
       pool.barrier();
     }
   });
 }
-
 }  // namespace
 
 void linears(const float *x, int64_t tokens, int64_t width, Norm norm, const std::vector<Weights> &parts,
@@ -193,7 +194,7 @@ void linears(const float *x, int64_t tokens, int64_t width, Norm norm, const std
 void swiglu(const float *x, int64_t tokens, int64_t width, Norm norm, Weights w1, Weights w3, float *out) {
   const int64_t outputs = w1.outputs;
   for_tiles(x, tokens, width, norm, outputs, [&](int64_t row, int64_t block, int64_t start, int64_t n, const Input &in) {
-    Tile up, gate;
+    Tile up = {}, gate = {};
     compute_tile(w1.weight, outputs, row, in, start, n, up);
     compute_tile(w3.weight, outputs, row, in, start, n, gate);
     for (int r = 0; r < kRows; ++r) {

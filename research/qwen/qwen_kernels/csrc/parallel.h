@@ -1,10 +1,15 @@
 // A pool of threads that waits by spinning: a decode step has some hundred parallel regions, a few microseconds apart.
 #pragma once
 
+#if defined(__linux__)
 #include <sched.h>
+#endif
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -25,9 +30,14 @@ void wait_until(const Done &done) {
 
 class Pool {
  public:
-  // One pool a process, with a thread for each core that the process may use.
+  // One pool a process, with a thread for each core that the process may use, or QWEN_NUM_THREADS.
   static Pool &get() {
     static Pool *pool = new Pool();  // never destroyed: its threads may outlive static destructors
+    static pid_t owner = getpid();
+    if (owner != getpid()) {         // a fork has the memory, but not the threads
+      pool = new Pool();
+      owner = getpid();
+    }
     return *pool;
   }
 
@@ -65,9 +75,17 @@ class Pool {
 
  private:
   Pool() {
-    cpu_set_t cpus;
-    size_ = sched_getaffinity(0, sizeof(cpus), &cpus) == 0 ? CPU_COUNT(&cpus) : 1;
+    size_ = std::max(1, wanted_threads());
     for (int thread = 1; thread < size_; ++thread) std::thread(&Pool::serve, this, thread).detach();
+  }
+
+  static int wanted_threads() {
+    if (const char *wanted = std::getenv("QWEN_NUM_THREADS")) return std::atoi(wanted);
+#if defined(__linux__)
+    cpu_set_t cpus;
+    if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0) return CPU_COUNT(&cpus);
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
   }
 
   void serve(int thread) {
