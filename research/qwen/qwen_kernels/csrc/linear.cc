@@ -18,7 +18,7 @@ constexpr int kTileVecs = kLanes == 16 ? 3 : 1;    // vectors of tokens in a til
 constexpr int kTileTokens = kTileVecs * kLanes;
 constexpr int kPrefetch = 2048;                    // floats to fetch ahead of a dot product
 constexpr int kLine = 16;                          // floats of a cache line
-constexpr int64_t kBlockTokens = 480;               // tokens whose transposed input stays in the second-level cache
+constexpr int64_t kBlockTokens = 1008;              // tokens that are laid out at once
 
 // out[row][token] of kRows rows and up to kTileTokens tokens.
 typedef float Tile[kRows][kTileTokens];
@@ -125,10 +125,11 @@ void prepare(const float *x, int64_t count, int64_t width, Norm norm, int64_t la
 // `start` of the input, whose first is token `block` of x. x [tokens, width] is normalised if there is a norm.
 template <typename Body>
 void for_tiles(const float *x, int64_t tokens, int64_t width, Norm norm, int64_t rows, const Body &body) {
-  const int64_t block = std::min(tokens, kBlockTokens);
+  const int64_t blocks = (tokens + kBlockTokens - 1) / kBlockTokens;
+  const int64_t block = ((tokens + blocks - 1) / blocks + kTileTokens - 1) / kTileTokens * kTileTokens;
   const int64_t lanes = tokens <= kDotTokens ? 0
                         : std::min<int64_t>(kTileTokens, (tokens + kLanes - 1) / kLanes * kLanes);
-  const int64_t padded = lanes == 0 ? 0 : (block + lanes - 1) / lanes * lanes;
+  const int64_t padded = lanes == 0 ? 0 : block;
   static std::vector<float> prepared;  // one region at a time uses it: see Pool::run
   static std::mutex in_use;
   std::lock_guard<std::mutex> lock(in_use);

@@ -1,0 +1,294 @@
+"""One contestant of benchmark.py, in a process of its own: takes its job as JSON, prints its figures as lines of JSON.
+
+A contestant's constructor imports what it needs, `load` gets it ready, `generate(prompts, new_tokens, on_step)` calls
+`on_step` with the next greedy id of each sequence, `new_tokens` times, and `sizes` tells what a step reads. A peer may
+run in an environment that has nothing else of this project.
+"""
+import contextlib
+import importlib.metadata
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "research/qwen"), str(ROOT / "convert")]
+
+WARM_UP_TOKENS = 3
+
+
+class Ours:
+    """This project's model through MindFormers' `generate`, with the kernel set that QWEN_KERNELS names."""
+
+    packages = ("mindspore", "mindformers")
+
+    def __init__(self):
+        import qwen_model  # noqa: F401
+
+    def load(self, job):
+        """Build the model, with a cache that just holds the longest job."""
+        import mindspore as ms
+        from qwen_config import QwenConfig
+        from qwen_model import QwenForCausalLM
+
+        ms.set_context(mode=ms.GRAPH_MODE)
+        sequences = [(1, tokens + 1) for tokens in job["prompts"]]
+        sequences += [(batch, job["context"] + job["new_tokens"]) for batch in job["batches"]]
+        settings = {"use_past": True, "checkpoint_name_or_path": job["checkpoint"], "batch_size": max(job["batches"]),
+                    "seq_length": max(tokens for _, tokens in sequences)}
+        if job["model_config"]:
+            config = QwenConfig(**{**job["model_config"], **settings})
+        else:
+            config = QwenConfig.from_hf_config(job["hf"], **settings)
+        config.num_blocks = max(batch * -(-tokens // config.block_size) for batch, tokens in sequences)
+        self.config, self.model = config, QwenForCausalLM(config)
+        self.model.set_train(False)
+        self.vocab_size = config.vocab_size
+
+    def generate(self, prompts, new_tokens, on_step):
+        """As a user would, but for the end of text, which does not end it."""
+        self.model.generate(prompts, max_new_tokens=new_tokens, do_sample=False, eos_token_id=[],
+                            streamer=Streamer(on_step))
+
+    def sizes(self):
+        """Beside the bytes, what the operations of a step follow from."""
+        parameters = {parameter.name: parameter for parameter in self.model.get_parameters()}
+        caches = [parameters.pop(name) for name in list(parameters) if name.endswith("_cache")]
+        read = dict(parameters)
+        if not self.config.tie_word_embeddings:
+            del read["transformer.wte.embedding_weight"]
+        width = self.config.num_layers * self.config.num_heads * self.config.kv_channels
+        return {
+            "weight_bytes": sum(parameter.nbytes for parameter in parameters.values()),
+            "step_bytes": sum(parameter.nbytes for parameter in read.values()),
+            "cache_bytes": sum(cache.nbytes for cache in caches),
+            "cache_bytes_per_token": 2 * width * self.model.lm_head.weight.itemsize,
+            "step_parameters": sum(parameter.size for parameter in read.values()),
+            "head_parameters": self.model.lm_head.weight.size,
+            "attention_width": width,
+        }
+
+
+class Streamer:
+    """What MindFormers' `generate` hands the prompts to, and then the ids of each step."""
+
+    def __init__(self, on_step):
+        self.on_step = on_step
+        self.has_prompts = False
+
+    def put(self, ids):
+        """An array of prompts; then one id, or a list of them."""
+        if self.has_prompts:
+            self.on_step(np.ravel(ids).tolist())
+        self.has_prompts = True
+
+    def end(self):
+        """Nothing to do."""
+
+
+class Torch:
+    """Plain torch, see torch_qwen.py."""
+
+    packages = ("torch",)
+
+    def __init__(self):
+        import torch
+        import torch_qwen
+
+        torch.set_num_threads(os.cpu_count())
+        self.torch, self.model_class = torch, torch_qwen.TorchQwen
+
+    def load(self, job):
+        """From the Hugging Face folder, or random weights."""
+        if job["hf"]:
+            self.model = self.model_class.from_folder(job["hf"])
+        else:
+            from name_map import hf_shapes
+            weights = {name: self.torch.randn(shape) * 0.02 for name, shape in hf_shapes(job["model_config"]).items()}
+            self.model = self.model_class(job["model_config"], weights)
+        self.vocab_size = len(self.model.head)
+
+    def generate(self, prompts, new_tokens, on_step):
+        """Greedy."""
+        for ids in self.model.greedy(prompts, new_tokens):
+            on_step(ids)
+
+    def sizes(self):
+        """The embedding is not read, save where it is the head."""
+        weights = self.model.weights
+        total = sum(weight.nbytes for weight in weights.values())
+        embedding = weights["transformer.wte.weight"]
+        width = weights["transformer.h.0.attn.c_proj.weight"].shape[1]
+        return {"weight_bytes": total, "step_bytes": total - (0 if embedding is self.model.head else embedding.nbytes),
+                "cache_bytes_per_token": 2 * self.model.layers * width * 4}
+
+
+class LlamaCpp:
+    """llama.cpp through llama-cpp-python's low-level interface, with its own defaults: a float16 cache, say."""
+
+    packages = ("llama-cpp-python",)
+
+    def __init__(self):
+        import llama_cpp
+
+        self.api = llama_cpp
+        self.context, self.context_size = None, None
+
+    def load(self, job):
+        """From the GGUF that benchmark.py wrote."""
+        self.job = job
+        self.model = self.api.llama_model_load_from_file(job["gguf"].encode(), self.api.llama_model_default_params())
+        self.vocab_size = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
+
+    def generate(self, prompts, new_tokens, on_step):
+        """All prompts in one call, then one token of each sequence at a time."""
+        self._make_context(len(prompts), len(prompts[0]) + new_tokens)
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
+        ids = self._step(prompts, 0)
+        on_step(ids)
+        for position in range(len(prompts[0]), len(prompts[0]) + new_tokens - 1):
+            ids = self._step([[token] for token in ids], position)
+            on_step(ids)
+
+    def sizes(self):
+        """Its cache is float16."""
+        width = self.api.llama_model_n_layer(self.model) * self.api.llama_model_n_embd(self.model)
+        return {"weight_bytes": self.job["gguf_bytes"], "step_bytes": self.job["gguf_step_bytes"],
+                "cache_bytes_per_token": 2 * width * 2}
+
+    def _make_context(self, batch, tokens):
+        """One that fits, unless it is there already: a larger one would make each step slower."""
+        cells = -(-tokens // 256) * 256
+        if self.context_size == (batch, cells):
+            return
+        if self.context:
+            self.api.llama_free(self.context)
+        params = self.api.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = batch * cells, batch
+        params.n_batch = max(params.n_batch, batch * cells)
+        params.n_threads = params.n_threads_batch = os.cpu_count()
+        self.context, self.context_size = self.api.llama_init_from_model(self.model, params), (batch, cells)
+
+    def _step(self, tokens, first):
+        """The next id of each sequence, whose `tokens` stand from position `first` on."""
+        batch = self.api.llama_batch_init(sum(map(len, tokens)), 0, 1)
+        last = []
+        for sequence, row in enumerate(tokens):
+            for position, token in enumerate(row, first):
+                i = batch.n_tokens
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, 0
+                batch.seq_id[i][0] = sequence
+                batch.n_tokens += 1
+            last.append(batch.n_tokens - 1)
+            batch.logits[last[-1]] = 1
+        if self.api.llama_decode(self.context, batch) != 0:
+            raise RuntimeError("llama_decode failed")
+        ids = [self._argmax(self.api.llama_get_logits_ith(self.context, i)) for i in last]
+        self.api.llama_batch_free(batch)
+        return ids
+
+    def _argmax(self, logits):
+        return int(np.ctypeslib.as_array(logits, (self.vocab_size,)).argmax())
+
+
+CONTESTANTS = {"ours": Ours, "torch": Torch, "llama-cpp": LlamaCpp}
+
+
+def run(job):
+    """Measure one contestant in one round.
+
+    Args:
+        job (dict): see `plan` in benchmark.py.
+
+    Yields:
+        dicts with figures as they come, so that a process which runs out of memory loses no other. `seconds_to`: from
+        the start of the process to each stage of its own start. `memory_bytes`: resident after the imports and after
+        two tokens, and the peaks until then and until now. `decode` {sequences: seconds of a step}, `prefill`
+        {tokens: seconds}, `tokens`: those of the first sequence. And `sizes`, `versions`.
+    """
+    seconds, memory = {}, {}
+
+    def mark(stage):
+        seconds[stage], memory[stage] = time.time() - job["started"], _memory()
+
+    contestant = CONTESTANTS[job["kind"]]()
+    mark("import")
+    contestant.load(job)
+    mark("load")
+    stages = iter(("first_token", "second_token"))
+    contestant.generate(_prompts(contestant, 1, job["context"]), 2, lambda ids: mark(next(stages)))
+    resident, peak = memory["second_token"]
+    yield {"seconds_to": seconds, "sizes": contestant.sizes(),
+           "memory_bytes": {"import": memory["import"][0], "loaded": resident, "load_peak": peak, "peak": peak},
+           "versions": {name: importlib.metadata.version(name) for name in contestant.packages}}
+    for batch in job["batches"]:
+        prompts = _prompts(contestant, batch, job["context"])
+        _timed(contestant, prompts, WARM_UP_TOKENS)
+        steps, ids = _timed(contestant, prompts, job["new_tokens"])
+        yield {"decode": {batch: sum(steps[1:]) / len(steps[1:])}, "memory_bytes": {"peak": _memory()[1]}}
+        if batch == job["batches"][0]:
+            yield {"tokens": [step[0] for step in ids]}
+    for length in sorted(set(job["prompts"]) - set(job["given_up"])):
+        prompts = _prompts(contestant, 1, length)
+        _timed(contestant, prompts, 1)
+        yield {"prefill": {length: _timed(contestant, prompts, 1)[0][0]}, "memory_bytes": {"peak": _memory()[1]}}
+
+
+def _prompts(contestant, batch, length):
+    """Always the same; the ids of control tokens, at the end of a Qwen's vocabulary, do not occur."""
+    choice = random.Random(batch * 1_000_003 + length)
+    return [[choice.randrange(contestant.vocab_size * 9 // 10) for _ in range(length)] for _ in range(batch)]
+
+
+def _timed(contestant, prompts, new_tokens):
+    """Seconds [new_tokens] that each step took, and its ids [new_tokens][B]."""
+    times, ids = [time.perf_counter()], []
+
+    def on_step(step):
+        times.append(time.perf_counter())
+        ids.append(step)
+
+    contestant.generate(prompts, new_tokens, on_step)
+    return [end - start for start, end in itertools.pairwise(times)], ids
+
+
+def _memory():
+    """(bytes resident now, the most until now). Not from getrusage, whose peak a process inherits."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return tuple(int(lines[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
+
+
+def buildable_kernels(names):
+    """Those of the kernel sets named, or else of all, that this machine's device runs and that can be built here."""
+    from qwen_config import QwenConfig
+    from qwen_kernels import build_kernels, runnable_kernels
+
+    buildable = []
+    for name in runnable_kernels():
+        os.environ["QWEN_KERNELS"] = name
+        with contextlib.suppress(ValueError):
+            if not names or name in names:
+                build_kernels(QwenConfig())
+                buildable.append(name)
+    return buildable
+
+
+def main():
+    # Frameworks print to standard output too: only the figures are to stand there.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    # Where the memory does not suffice, this process is to be ended and no other.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    job = json.loads(sys.argv[1])
+    for figures in run(job) if "kind" in job else [{"kernels": buildable_kernels(job["kernels"])}]:
+        print(json.dumps(figures), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main()
