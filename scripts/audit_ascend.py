@@ -80,6 +80,7 @@ def load_config(path, dtype=None, soc="910B", batch_size=1):
         FileNotFoundError, ValueError: No such YAML, or one that describes no Qwen.
     """
     import mindspore as ms
+
     from qwen_config import QwenConfig
 
     if not path.is_file():
@@ -135,6 +136,7 @@ def build_graph(config, prefill):
     from mindspore import Tensor
     from mindspore.graph.api import _cell_graph_executor
     from mindspore.nn.utils import no_init_parameters
+
     from qwen_model import QwenForCausalLM
 
     forced = os.environ.pop("QWEN_KERNELS", None)

@@ -33,6 +33,7 @@ class Ours:
     def load(self, job):
         """Build the model, with a cache that just holds the longest job."""
         import mindspore as ms
+
         from qwen_config import QwenConfig
         from qwen_model import QwenForCausalLM
 
@@ -98,6 +99,7 @@ class Torch:
 
     def __init__(self):
         import torch
+
         import torch_qwen
 
         torch.set_num_threads(os.cpu_count())

@@ -1,4 +1,5 @@
 """The benchmark: what it counts, what it writes, its peer in torch, and one run of it all on the golden model."""
+import importlib.util
 import json
 import os
 import subprocess
@@ -96,10 +97,15 @@ def test_the_table_has_a_column_for_each_contestant():
     assert any(line.split() == ["decode,", "2", "at", "once", "0.1", "67%", "0.2", "134%"] for line in lines)
 
 
-def test_plot(tmp_path):
-    pytest.importorskip("matplotlib")
-    benchmark_report.plot(report(), tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+def test_a_plot_is_drawn_or_says_what_it_needs(tmp_path, capsys):
+    path = tmp_path / "plot.png"
+    if importlib.util.find_spec("matplotlib"):
+        benchmark_report.plot(report(), path)
+        assert path.read_bytes().startswith(b"\x89PNG")
+    else:
+        with pytest.raises(SystemExit):
+            benchmark.parse_args(["--plot", str(path)])
+        assert "--plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err
 
 
 # A contestant

@@ -7,6 +7,7 @@ from functools import partial
 
 from mindformers.mindformer_book import MindFormerBook
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
 from qwen_tokenizer import IM_END, IM_START, QwenTokenizer
 
 __all__ = ["ChatMLTokenizer", "decode_tokens", "get_stop_words_ids", "make_context"]

@@ -110,7 +110,8 @@ class QwenGeneration:
         limits = [self._limit(row, prompt, settings) for row, prompt in enumerate(prompts)]
         if self.use_past:
             self._check_cache(limits)
-        processors = self.get_logits_processor(settings, max(map(len, prompts)), logits_processor or LogitsProcessorList())
+        processors = self.get_logits_processor(settings, max(map(len, prompts)),
+                                               logits_processor or LogitsProcessorList())
         uniform = (np.random if seed is None else np.random.RandomState(seed)).random_sample
         was_training = self.training
         self.set_train(False)
@@ -236,7 +237,7 @@ class Batch:
         self.block_tables = np.full((len(prompts), config.blocks_per_sequence), -1, np.int32)
         first = 0
         for row, prompt in enumerate(prompts):
-            # A logits processor that looks at all ids, such as the repetition penalty, must see none but the sequence's.
+            # A logits processor that looks at all ids, as the repetition penalty does, must see the sequence's alone.
             self.ids[row] = prompt[0]
             self.ids[row, :len(prompt)] = prompt
             blocks = -(-limits[row] // config.block_size)

@@ -258,8 +258,9 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
             self.phase_cache.pop(self.phase, None)
             self.batches[self.phase] = batch
         if self.phase not in ("prefill", "increment") or self.phase not in self.phase_cache:
-            self.set_inputs(*(None if x is None else Tensor(shape=x.shape if is_static else [None] * x.ndim, dtype=x.dtype)
-                              for x in inputs))
+            sizes = [x if x is None else x.shape if is_static else [None] * x.ndim for x in inputs]
+            self.set_inputs(*(x if x is None else Tensor(shape=size, dtype=x.dtype)
+                              for x, size in zip(inputs, sizes)))
 
     def construct(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
                   prompt_lengths=None):

@@ -122,8 +122,9 @@ def build_tokenizer(config):
     from qwen_chat import ChatMLTokenizer
     from qwen_tokenizer import QwenTokenizer, find_vocab_file
     settings = dict(config.processor.tokenizer)
-    settings["vocab_file"] = find_vocab_file(settings.get("vocab_file"), beside=config.model.model_config.checkpoint_name_or_path)
-    is_chat = config.model.model_config.chat_format == "chatml"
+    model_config = config.model.model_config
+    settings["vocab_file"] = find_vocab_file(settings.get("vocab_file"), beside=model_config.checkpoint_name_or_path)
+    is_chat = model_config.chat_format == "chatml"
     return ChatMLTokenizer(**settings) if is_chat else QwenTokenizer(**settings)
 
 
@@ -131,7 +132,7 @@ class Progress:
     """A streamer for `generate` that counts tokens on standard error."""
 
     def __init__(self):
-        self.tokens = 0
+        self.tokens, self.shown = 0, 0.0
 
     def put(self, ids):
         """The prompts, the first time; then the new token of each sequence."""
@@ -139,15 +140,20 @@ class Progress:
             return
         if self.tokens == 0:
             self.start = time.time()  # the first token's time is the prompt's, and that of compiling the graph
-        else:
-            rate = self.tokens / (time.time() - self.start)
-            print(f"\r{self.tokens + 1} tokens, {rate:.1f} tokens/s", end="", file=sys.stderr, flush=True)
         self.tokens += len(ids) if isinstance(ids, list) else 1
+        if time.time() - self.shown > 0.5:
+            self._show()
 
     def end(self):
         """A batch is done."""
+        self._show()
         print(file=sys.stderr)
         self.tokens = 0
+
+    def _show(self):
+        self.shown = time.time()
+        rate = self.tokens / max(self.shown - self.start, 1e-9)
+        print(f"\r{self.tokens} tokens, {rate:.1f} tokens/s", end="", file=sys.stderr, flush=True)
 
 
 def predict(args):

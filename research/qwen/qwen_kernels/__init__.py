@@ -37,7 +37,7 @@ And what belongs to them:
 
     dtype                                   the type of weights, activations and caches
     jit_config                              what outside training the graph must be compiled with (JitConfig), or None
-    reads_whole_tables                      whether decoding takes longer the wider block_tables is, whatever the lengths
+    reads_whole_tables                      whether decoding takes longer the wider block_tables is
     cache_shape(config)                     shape of the key cache, and of the value cache, of one layer
     prefill_layout(block_tables, lengths, positions, rows)
                                             what one prefill's layers share, computed once; positions and rows [T]
