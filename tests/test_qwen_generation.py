@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 from mindformers import GenerationConfig
+from mindformers.generation import GenerationMixin
 from mindformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from qwen_generation import check_sampling, sample
 
@@ -137,3 +138,12 @@ def test_scores_and_logits_of_each_step_are_returned_where_asked_for(model):
                          return_dict_in_generate=True, output_logits=True, output_scores=True, eos_token_id=[])
     assert [step.shape for step in out.logits] == [step.shape for step in out.scores] == [(2, 512)] * 3
     np.testing.assert_allclose(out.scores[0], out.logits[0] / 0.5, rtol=1e-6)
+
+
+def test_mindformers_own_loop_drives_the_model_too(model):
+    """Its infer API, which serving frameworks call, hands over its own block tables and slots."""
+    prompts = np.array([[5, 9, 5, 511], [7, 301, 7, 20]], np.int32)
+    settings = dict(max_new_tokens=6, do_sample=False, eos_token_id=[], pad_token_id=511)
+    ours = [ids.tolist() for ids in model.generate(prompts, **settings)]
+    theirs = GenerationMixin.generate(model, prompts, **settings)
+    assert [ids.tolist() for ids in theirs] == ours

@@ -3,6 +3,7 @@ import contextlib
 
 import mindspore as ms
 from mindformers.models.modeling_utils import PreTrainedModel
+from mindformers.modules.block_tables import BlockTables
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Parameter, Tensor, nn, ops
@@ -236,6 +237,7 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         self.use_past = config.use_past
         self.is_first_iteration = True
         self.batches = {}  # phase -> the batch size that its graph is for
+        self.argmax = ops.argmax  # for MindFormers' own loop, whose mint.argmax only an NPU has
         self.load_checkpoint(config)
 
     def __call__(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
@@ -244,6 +246,8 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         See the class. Outside training a graph takes any length: none is compiled again for a new one. But where the
         kernels don't mind how wide the block tables are, decoding has a graph for each batch size: it runs faster.
         """
+        if batch_valid_length is not None and batch_valid_length.ndim != 1:  # MindFormers' own loop gives [1, B]
+            batch_valid_length = Tensor(batch_valid_length.asnumpy().reshape(-1))
         inputs = (input_ids, labels, batch_valid_length, block_tables, slot_mapping, prompt_lengths)
         if not self.training:
             self._declare(inputs)
@@ -266,7 +270,7 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
                   prompt_lengths=None):
         """See the class."""
         batch, length = ops.shape(input_ids)
-        lengths = None if batch_valid_length is None else ops.reshape(batch_valid_length, (-1,))
+        lengths = batch_valid_length
         if prompt_lengths is None:
             prompt_lengths = ops.ones_like(input_ids).sum(-1) if lengths is None else lengths
         if self.training:
@@ -299,6 +303,12 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         return (ops.reshape(losses, (-1,)) * learnt).sum() / ops.maximum(learnt.sum(), Tensor(1.0, ms.float32))
 
     # What MindFormers' generate, Trainer and checkpoint loading call.
+
+    def _set_block_mgr(self, batch_size, seq_length):
+        """The blocks of MindFormers' own loop, as many as the cache has."""
+        size = self.config.block_size
+        self.block_mgr = BlockTables(self.config.cache_blocks, size, self.config.blocks_per_sequence * size)
+        self.block_mgr.init_cache_engine(batch_size)
 
     def set_dynamic_inputs(self, **kwargs):
         """Nothing to do: `__call__` declares the inputs of every call."""
