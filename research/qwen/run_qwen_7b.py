@@ -132,15 +132,17 @@ class Progress:
     """A streamer for `generate` that counts tokens on standard error."""
 
     def __init__(self):
-        self.tokens, self.shown = 0, 0.0
+        self.tokens = 0
 
     def put(self, ids):
         """The prompts, the first time; then the new token of each sequence."""
         if getattr(ids, "ndim", 0) == 2:
             return
+        count = len(ids) if isinstance(ids, list) else 1
         if self.tokens == 0:
-            self.start = time.time()  # the first token's time is the prompt's, and that of compiling the graph
-        self.tokens += len(ids) if isinstance(ids, list) else 1
+            # The first token's time is the prompt's, and that of compiling the graph.
+            self.start, self.first, self.shown = time.time(), count, time.time()
+        self.tokens += count
         if time.time() - self.shown > 0.5:
             self._show()
 
@@ -152,7 +154,7 @@ class Progress:
 
     def _show(self):
         self.shown = time.time()
-        rate = self.tokens / max(self.shown - self.start, 1e-9)
+        rate = (self.tokens - self.first) / max(self.shown - self.start, 1e-9)
         print(f"\r{self.tokens} tokens, {rate:.1f} tokens/s", end="", file=sys.stderr, flush=True)
 
 
