@@ -268,17 +268,27 @@ def measure_machine():
 
 def measure(contestants, rounds):
     """
-    Let every contestant run once a round. A prompt that it failed at in one round is not tried again.
+    Let every contestant run once a round. A prompt that it failed at in one round is not tried again; a round in
+    which it has no figures at all is left out, save the first.
 
     Returns:
         (the machine's rates, each the best that was seen; {contestant: [figures of each round]}).
+
+    Raises:
+        RuntimeError: A contestant failed in the first round.
     """
     rates, figures = {"bandwidth": 0, "matmul": 0}, {name: [] for name in contestants}
     for number in range(1, rounds + 1):
         for name, (python, environment, job) in contestants.items():
             rates = {key: max(rates[key], rate) for key, rate in measure_machine().items()}
             start = time.time()
-            found = run_contestant(name, python, environment, job)
+            try:
+                found = run_contestant(name, python, environment, job)
+            except RuntimeError as error:
+                if not figures[name]:
+                    raise
+                say(error)
+                continue
             job["given_up"] = [tokens for tokens in job["prompts"] if str(tokens) not in found["prefill"]]
             figures[name].append(found)
             say(f"round {number} of {rounds}: {name}, {time.time() - start:.0f} s")

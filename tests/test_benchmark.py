@@ -5,17 +5,18 @@ import os
 import subprocess
 import sys
 
-import benchmark
-import benchmark_report
 import gguf
 import numpy as np
 import pytest
-import qwen_gguf
 import torch
+from safetensors.numpy import load_file
+
+import benchmark
+import benchmark_report
+import qwen_gguf
 from checkpoint_helpers import random_tensors, write_hf_folder
 from conftest import ROOT, TINY
 from name_map import hf_shapes
-from safetensors.numpy import load_file
 from torch_qwen import TorchQwen
 
 RATES = {"bandwidth": 100.0, "matmul": 1000.0}
@@ -125,6 +126,22 @@ def test_a_failure_before_all_figures_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "SCRIPTS", tmp_path)
     with pytest.raises(RuntimeError, match="it failed:(.|\n)*no model"):
         benchmark.run_contestant("it", sys.executable, {}, {})
+
+
+def test_a_failure_in_a_later_round_leaves_the_others(monkeypatch, capsys):
+    outcomes = iter([figures(1.0), RuntimeError("it failed"), figures(3.0)])
+
+    def run_contestant(*_):
+        outcome = next(outcomes)
+        if isinstance(outcome, RuntimeError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(benchmark, "run_contestant", run_contestant)
+    monkeypatch.setattr(benchmark, "measure_machine", lambda: RATES)
+    rates, found = benchmark.measure({"it": (sys.executable, {}, {"prompts": [10, 2048]})}, 3)
+    assert (rates, [round_["decode"]["2"] for round_ in found["it"]]) == (RATES, [1.0, 3.0])
+    assert "it failed" in capsys.readouterr().err
 
 
 # Options
