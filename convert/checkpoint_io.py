@@ -15,11 +15,17 @@ from pathlib import Path
 # The model reads the same files; and this folder's scripts also run where it is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "research" / "qwen"))
 
-from qwen_checkpoint_formats import ITEM_SIZE, READERS, Stored, write_ckpt, write_safetensors  # noqa: E402
+from qwen_checkpoint_formats import (  # noqa: E402
+    FLOATS,
+    ITEM_SIZE,
+    READERS,
+    Stored,
+    write_ckpt,
+    write_safetensors,
+)
 
 CHUNK_BYTES = 64 * 2**20
 SHARD_BYTES = 2 * 10**9
-DTYPES = tuple(ITEM_SIZE)
 SIDECARS = ("config.json", "generation_config.json", "qwen.tiktoken")
 OUR_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|param_name_map\.json")
 
@@ -89,40 +95,43 @@ def read_json(path):
 
 
 def read_config(path):
-    """A Hugging Face config.json of Qwen. Raises ValueError for another model's or a quantised one's."""
+    """A config.json of Qwen. Raises ValueError for another model's."""
     config = read_json(path)
     model_type = config.get("model_type")
     if model_type != "qwen":
         raise ValueError(f"{path}: model_type is {model_type!r}, expected 'qwen', the first generation")
-    if "quantization_config" in config or path.with_name("quantize_config.json").exists():
-        raise ValueError(f"{path.parent}: the model is quantised, and GPTQ is not read by this version yet: "
-                         "convert the unquantised model")
     return config
 
 
-def check_tensors(checkpoint, shapes):
-    """Check that `checkpoint` has every tensor of `shapes`, {name: shape}, in its shape and a floating type.
+def to_json(settings):
+    """The bytes of a JSON file."""
+    return (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def check_tensors(checkpoint, tensors):
+    """Check that `checkpoint` has every tensor of `tensors`, {name: name_map.Tensor}, in its shape and type.
 
     Returns:
-        Sorted names of the tensors that are not in `shapes`.
+        Sorted names of the tensors that are not in `tensors`.
 
     Raises:
         ValueError: names the first tensor that is missing or not as expected.
     """
     place = checkpoint.place
-    missing = [name for name in shapes if name not in checkpoint.tensors]
+    missing = [name for name in tensors if name not in checkpoint.tensors]
     if missing:
-        raise ValueError(f"{place}: {missing[0]} is missing ({len(missing)} of {len(shapes)} tensors are): "
+        raise ValueError(f"{place}: {missing[0]} is missing ({len(missing)} of {len(tensors)} tensors are): "
                          "fetch the whole checkpoint, and the config.json that belongs to it")
-    for name, shape in shapes.items():
+    for name, tensor in tensors.items():
         stored = checkpoint.tensors[name]
-        if stored.shape != shape:
-            raise ValueError(f"{place}: {name} has shape {list(stored.shape)}, expected {list(shape)} "
+        if stored.shape != tensor.shape:
+            raise ValueError(f"{place}: {name} has shape {list(stored.shape)}, expected {list(tensor.shape)} "
                              "by config.json: is it the config.json of this checkpoint?")
-        if stored.dtype not in DTYPES:
-            raise ValueError(f"{place}: {name} has type {stored.dtype}, expected {', '.join(DTYPES)}: "
-                             "convert the unquantised model")
-    return sorted(checkpoint.tensors.keys() - shapes.keys())
+        expected = FLOATS if tensor.dtype is None else (tensor.dtype,)
+        if stored.dtype not in expected:
+            raise ValueError(f"{place}: {name} has type {stored.dtype}, expected {', '.join(expected)} "
+                             "by config.json: is it the config.json of this checkpoint?")
+    return sorted(checkpoint.tensors.keys() - tensors.keys())
 
 
 def read_sidecars(*folders):
@@ -143,7 +152,7 @@ def save(checkpoint, tensors, output, sidecars, dtype=None, overwrite=False, lay
         tensors: {name: name_map.Tensor}, what is written and what it is made of.
         output: Path; one file if it ends in .ckpt or .safetensors, else a folder of shards.
         sidecars: {name: bytes}, written beside the file or into the folder.
-        dtype: one of DTYPES, or None for the type each tensor is stored in.
+        dtype: one of FLOATS, or None for the type each tensor is stored in; a quantised linear's tensors keep theirs.
         overwrite: replace an older checkpoint, and other sidecars, at the same place.
         layout: "ms" or "pt", for MindSpore or for Hugging Face transformers.
 
@@ -156,14 +165,14 @@ def save(checkpoint, tensors, output, sidecars, dtype=None, overwrite=False, lay
     """
     one_file = output.suffix in (".ckpt", ".safetensors")
     folder = output.parent if one_file else output
-    stored = {name: Stored(tensor.shape, dtype or _stored_dtype(checkpoint, tensor))
+    floats = {name for name, tensor in tensors.items() if tensor.dtype is None and not name.endswith(".scales")}
+    stored = {name: Stored(tensor.shape, dtype if dtype and name in floats else _stored_dtype(checkpoint, tensor))
               for name, tensor in tensors.items()}
-    found = {checkpoint.tensors[piece.name].dtype for tensor in tensors.values() for piece in tensor.pieces}
+    found = {checkpoint.tensors[piece.name].dtype for name in floats for piece in tensors[name].pieces}
     if dtype and found != {dtype}:
         sidecars = {**sidecars, "config.json": _with_dtype(sidecars["config.json"], dtype)}
-    in_the_way = _file_in_the_way(output) if one_file else _files_in_the_way(folder)
-    _check_place(checkpoint, in_the_way, folder, sidecars, overwrite)
-    _check_disk(folder, _total(stored))
+    in_the_way = check_output(checkpoint, output, sidecars, overwrite)
+    check_disk(folder, _total(stored))
 
     files = {output.name: stored} if one_file else _shards(stored, layout)
     with _all_or_nothing(folder, in_the_way) as scratch, _progress(_total(stored), output.name) as bar:
@@ -192,7 +201,7 @@ def _with_dtype(config, dtype):
     config |= {"bf16": dtype == "bfloat16", "fp16": dtype == "float16", "fp32": dtype == "float32"}
     if "torch_dtype" in config:
         config["torch_dtype"] = dtype
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return to_json(config)
 
 
 def _file_in_the_way(output):
@@ -211,7 +220,15 @@ def _files_in_the_way(folder):
     return [file for file in sorted(folder.glob("*")) if OUR_FILES.fullmatch(file.name)]
 
 
-def _check_place(checkpoint, in_the_way, folder, sidecars, overwrite):
+def check_output(checkpoint, output, sidecars, overwrite):
+    """Check that `save` may write to `output`; see there for the arguments and what is raised.
+
+    Returns:
+        The files of an older checkpoint that will be replaced.
+    """
+    one_file = output.suffix in (".ckpt", ".safetensors")
+    folder = output.parent if one_file else output
+    in_the_way = _file_in_the_way(output) if one_file else _files_in_the_way(folder)
     sources = {file.resolve() for file in checkpoint.files}
     for file in in_the_way:
         if file.resolve() in sources:
@@ -223,9 +240,11 @@ def _check_place(checkpoint, in_the_way, folder, sidecars, overwrite):
         if not overwrite and file.exists() and file.read_bytes() != content:
             raise FileExistsError(f"{file} is of another model or type: choose another folder, or replace it "
                                   "with --overwrite")
+    return in_the_way
 
 
-def _check_disk(folder, needed):
+def check_disk(folder, needed):
+    """OSError where the disk of a folder, which need not be there yet, has not so many bytes free."""
     folder = folder.absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < needed:
@@ -320,7 +339,7 @@ def _all_or_nothing(folder, in_the_way):
 
 
 def add_common_arguments(parser):
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the weights to write (default: as stored)")
+    parser.add_argument("--dtype", choices=FLOATS, help="type of the weights to write (default: as stored)")
     parser.add_argument("--overwrite", action="store_true", help="replace an older checkpoint")
 
 

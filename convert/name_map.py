@@ -2,9 +2,20 @@
 
 The Hugging Face names are those of QWenLMHeadModel's state dict, the MindSpore names those of the published
 MindFormers Qwen checkpoints. Weights are [out, in] on both sides. `c_attn` stacks the rows of q, k and v.
+
+Where the config has a `quantization`, a quantised linear has `weight`, `scales`, `zeros` and `order` on both sides, see
+`qwen_quantization`; AutoGPTQ's own tensors become those, and those AutoGPTQ's, in `gptq`.
 """
 import re
+import sys
+from pathlib import Path
 from typing import NamedTuple
+
+# The model packs and unpacks the same; and this folder's scripts also run where it is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "research" / "qwen"))
+
+from qwen_quantization import EMBEDDING as EMBEDDING_NAME  # noqa: E402
+from qwen_quantization import PACKED_TYPES, Quantization  # noqa: E402
 
 # MindSpore name, Hugging Face name, which third of its rows (None: all of them), shape on the MindSpore side.
 EMBEDDING = (
@@ -45,38 +56,42 @@ class Piece(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor to write: its shape, and the pieces that stacked by rows give it."""
+    """A tensor to write: its shape, the pieces that stacked by rows give it, its type where that is no float's."""
 
     shape: tuple
     pieces: tuple
+    dtype: str | None = None
 
 
 def hf_to_ms(config):
     """What MindSpore's tensors are made of.
 
     Args:
-        config: the dict of a Hugging Face Qwen config.json.
+        config: the dict of a Qwen config.json.
 
     Returns:
         {MindSpore name: Tensor made of pieces of Hugging Face tensors}, in the model's order.
 
     Raises:
-        ValueError: config.json lacks a size, or a size is not a positive whole number.
+        ValueError: config.json lacks a size, a size is not a positive whole number, or `quantization` is wrong.
     """
     tensors = {}
-    for ms_name, hf_name, part, shape in _pairs(config):
+    for ms_name, hf_name, part, shape, dtype in _pairs(config):
         first = (part or 0) * shape[0]
-        tensors[ms_name] = Tensor(shape, (Piece(hf_name, first, first + shape[0]),))
+        tensors[ms_name] = Tensor(shape, (Piece(hf_name, first, first + shape[0]),), dtype)
     return tensors
 
 
 def ms_to_hf(config):
-    """What Hugging Face's tensors are made of: the inverse of `hf_to_ms`."""
-    pieces, shapes = {}, {}
-    for ms_name, hf_name, _, shape in _pairs(config):
-        pieces.setdefault(hf_name, []).append(Piece(ms_name, 0, shape[0]))
-        shapes[hf_name] = (shape[0] * len(pieces[hf_name]), *shape[1:])
-    return {name: Tensor(shapes[name], tuple(pieces[name])) for name in shapes}
+    """What Hugging Face's tensors are made of: the inverse of `hf_to_ms`. q, k and v share the order of q."""
+    tensors = {}
+    for ms_name, hf_name, part, shape, dtype in _pairs(config):
+        whole = tensors.get(hf_name, Tensor((0, *shape[1:]), (), dtype))
+        if part is None and whole.pieces:
+            continue
+        pieces = (*whole.pieces, Piece(ms_name, 0, shape[0]))
+        tensors[hf_name] = Tensor((whole.shape[0] + shape[0], *shape[1:]), pieces, dtype)
+    return tensors
 
 
 def hf_shapes(config):
@@ -89,8 +104,38 @@ def ms_shapes(config):
     return {name: tensor.shape for name, tensor in hf_to_ms(config).items()}
 
 
+def linears(config):
+    """{Hugging Face name: (MindSpore names, outputs, inputs)} of the linears, names without `.weight`."""
+    unquantised = {key: value for key, value in config.items() if key != "quantization"}
+    return {name.removesuffix(".weight"): (tuple(linear_name(piece.name) for piece in tensor.pieces), *tensor.shape)
+            for name, tensor in ms_to_hf(unquantised).items()
+            if len(tensor.shape) == 2 and linear_name(tensor.pieces[0].name) != EMBEDDING_NAME}
+
+
+def linear_name(name):
+    """The name of a linear, or of the embedding, by that of its weight on the MindSpore side."""
+    return name.removesuffix(".weight").removesuffix(".embedding_weight")
+
+
 def _pairs(config):
-    """The table for a whole model: (MindSpore name, Hugging Face name, part, shape in numbers)."""
+    """The table for a whole model: (MindSpore name, Hugging Face name, part, shape in numbers, type if no float's)."""
+    quantization = Quantization.from_dict(config.get("quantization"))
+    for ms_name, hf_name, part, shape in _float_pairs(config):
+        name = linear_name(ms_name)
+        if quantization is None or len(shape) == 1 or not quantization.covers(name):
+            yield ms_name, hf_name, part, shape, None
+            continue
+        shapes = quantization.shapes(*shape)
+        if name == EMBEDDING_NAME:
+            shapes.pop("order", None)
+        for kind, packed_shape in shapes.items():
+            packed_name = ms_name if kind == "weight" else f"{name}.{kind}"
+            yield (packed_name, f"{hf_name.removesuffix('.weight')}.{kind}", None if kind == "order" else part,
+                   packed_shape, PACKED_TYPES.get(kind))
+
+
+def _float_pairs(config):
+    """`_pairs` of an unquantised model, without the type."""
     sizes = _sizes(config)
     layers = [(MS_LAYER.format(layer) + ms_name, HF_LAYER.format(layer) + hf_name, part, shape)
               for layer in range(_size(config, "num_hidden_layers"))

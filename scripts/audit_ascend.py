@@ -3,7 +3,7 @@ Audit the NPU's graphs of a config, on a machine without an NPU:
 
     python scripts/audit_ascend.py --config configs/predict_qwen_7b.yaml --dtype bfloat16 --soc 910B
 
-The prefill graph and the decode graph are built with the `ascend` kernels, from the shapes of the weights alone, and
+The graphs of prefill, of resuming (a prefill of sequences whose beginning is cached) and of decoding are built with the `ascend` kernels, from the shapes of the weights alone, and
 read back as MindSpore's front end leaves them; what its Ascend back end fuses after that is not seen, and nothing is
 run. The report on stdout names every primitive and the documentation that lists the product, every cast and transpose,
 the bytes that a decode step reads, and the tokens per second that the product's memory allows.
@@ -25,9 +25,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PHASES = "prefill", "decode"
+PHASES = "prefill", "resume", "decode"
 BANDWIDTH = {"910A": 1.2e12, "910B": 1.6e12}  # bytes per second
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int8": 1, "uint8": 1, "qint4x2": 1}
 
 # What the products' documentation says of primitives whose own docstring names no platform, or Ascend alone. Another
 # primitive is taken to run on every product if its docstring lists Ascend beside other platforms, and on Atlas A2 if it
@@ -38,6 +38,7 @@ PRODUCTS = {
     "ApplyRotaryPosEmb": (("910B",), "CANN aclnnApplyRotaryPosEmb: Atlas A2, not Atlas training products"),
     "ReshapeAndCache": (("910B",), "Transformer Boost ReshapeAndCacheOperation; MindSpore's kernels: ascend910b"),
     "PagedAttention": (("910B",), "Transformer Boost PagedAttentionOperation; MindSpore's kernels: ascend910b"),
+    "WeightQuantBatchMatmul": (("910B",), "CANN aclnnWeightQuantBatchMatmulV2: Atlas A2, not Atlas training products"),
     "Muls": (("910A", "910B"), "MindSpore ops.mul, of a tensor and a number"),
 }
 # bfloat16 came with Atlas A2; CANN's pages (as aclnnSilu) list float16 and float32 for Atlas training products.
@@ -127,11 +128,12 @@ class Graph:
     @property
     def caches(self):
         """The names of the key and value caches."""
-        return {name for name in self.parameters if name.endswith((".key_cache", ".value_cache"))}
+        kinds = ".key_cache", ".value_cache", ".key_scale_cache", ".value_scale_cache"
+        return {name for name in self.parameters if name.endswith(kinds)}
 
 
-def build_graph(config, prefill):
-    """The prefill or the decode graph of a model in which no weight takes memory."""
+def build_graph(config, phase):
+    """The graph of a phase, of a model in which no weight takes memory."""
     import mindspore as ms
     from mindspore import Tensor
     from mindspore.graph.api import _cell_graph_executor
@@ -147,11 +149,11 @@ def build_graph(config, prefill):
         if forced is not None:
             os.environ["QWEN_KERNELS"] = forced
     model.set_train(False)
-    model.add_flags_custom(is_first_iteration=prefill)
+    model.add_flags_custom(is_first_iteration=phase != "decode")
     model.init_parameters_data = lambda auto_parallel_mode=False: {}  # what the compiler calls to fill them
-    shapes = ([1, None] if prefill else [None, 1]), [None], [None, None], [None]
-    ids, lengths, tables, slots = (Tensor(shape=shape, dtype=ms.int32) for shape in shapes)
-    inputs = ids, None, lengths, tables, slots, None
+    shapes = ([None, 1] if phase == "decode" else [1, None]), [None], [None, None], [None], [None]
+    ids, lengths, tables, slots, queries = (Tensor(shape=shape, dtype=ms.int32) for shape in shapes)
+    inputs = ids, None, lengths, tables, slots, None, queries if phase == "resume" else None
     model.set_inputs(*inputs)
     # As ms.export does, which then writes a file with every weight in it.
     phase, _ = _cell_graph_executor.compile(model, *inputs, phase="export.mindir", do_convert=False)
@@ -256,11 +258,12 @@ def count_bytes(graph, config, context_length):
     caches; "weights_read", "context_read": bytes that one decode step reads of them}.
     """
     reads, _ = trace(graph)
-    tokens, width = config.batch_size * context_length, config.num_heads * config.kv_channels
+    tokens = config.batch_size * context_length
     total = Counter(weights=0, weights_read=0, context=0, context_read=0)
     for name, value in graph.parameters.items():
         if name in graph.caches:
-            context = tokens * width * BYTES[value.dtype]
+            # [blocks, block_size, H, D], or a row a token
+            context = tokens * math.prod(value.shape[-2:] if len(value.shape) == 4 else value.shape[1:]) * BYTES[value.dtype]
             total["context"] += context
             total["context_read"] += len(reads[name]) * context
         else:
@@ -286,6 +289,9 @@ def find_faults(graph, phase, soc):
         if name in graph.caches:
             if name not in written:
                 faults.append(f"{phase}: {every} is not written")
+            continue
+        if graph.parameters[name].dtype == "uint8" and set(reads[name]) - {"Gather"}:
+            faults.append(f"{phase}: the weight of {every.rpartition('.')[0]} is dequantised at run time")
             continue
         for copier in ("Cast", "Transpose"):
             if copier in reads[name]:
@@ -318,7 +324,7 @@ def audit(config, layers=2, context_length=None, progress=lambda text: None):
             progress(f"building the {phase} graph, layers: {number}")
             part = copy.deepcopy(config)
             part.num_layers = number
-            graphs.append(build_graph(part, prefill=phase == "prefill"))
+            graphs.append(build_graph(part, phase))
         for counted, count in ((primitives, count_primitives), (moves, count_moves)):
             for name, counts in scale(*map(count, graphs), config.num_layers, layers).items():
                 counted.setdefault(name, {})[phase] = counts
@@ -346,7 +352,7 @@ def roofline(step_bytes, batch_size, soc):
 def render(report):
     """The report as text."""
     lines = ["{dtype}, {soc}, {layers} layers; {layers_built} built, the counts are those of all".format(**report), "",
-             f"{'primitive':22}{'prefill':>8}{'a layer':>8}{'decode':>8}{'a layer':>8}  {'documented':11} source"]
+             "{:22}{}  {:11} source".format("primitive", "".join(f"{phase:>8} a layer" for phase in PHASES), "documented")]
     for name, row in sorted(report["primitives"].items()):
         lines.append(f"{name:22}{_columns(row)}  {' '.join(row['products']) or 'no':11} {row['source']}")
     lines += ["", "casts and transposes"]
@@ -370,7 +376,7 @@ def _columns(row):
 
 def main(argv=None):
     """The command. Returns the exit code: 1 where there are findings, 2 where the audit can't be made."""
-    from run_qwen_7b import stdout_for_answers
+    from qwen_run import stdout_for_answers
 
     args = parse_args(argv)
     os.environ.setdefault("GLOG_v", "3")

@@ -20,12 +20,14 @@ from qwen_config import QwenConfig
 from qwen_kernels.ascend import AscendKernels
 from qwen_kernels.portable import PortableKernels
 from qwen_model import QwenForCausalLM
+from qwen_quantization import dequantise
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "_int" not in path.stem)
+QUANTISED = sorted((ROOT / "configs").glob("*_int*.yaml"))
 CONFIG_7B = ROOT / "configs/predict_qwen_7b.yaml"
 DEMO = ROOT / "configs/predict_qwen_demo.yaml"
 FUSED = {"RmsNorm": 2, "ApplyRotaryPosEmb": 1, "ReshapeAndCache": 1}  # of each, in a layer
-ON_910B_ALONE = {*FUSED, "FlashAttentionScore", "PagedAttention"}
+ON_910B_ALONE = {*FUSED, "FlashAttentionScore", "PagedAttention", "WeightQuantBatchMatmul"}
 
 
 def in_a_layer(report, phase):
@@ -39,12 +41,49 @@ def test_every_config_passes_on_a_910b(path, dtype):
     report = audit(config)
     assert report["findings"] == []
     assert in_a_layer(report, "prefill").items() >= {**FUSED, "FlashAttentionScore": 1, "MatMul": 7}.items()
+    resume = {**FUSED, "PagedAttention": 1, "MatMul": 7, "Reshape": 0}
+    assert in_a_layer(report, "resume").items() >= resume.items()
     assert in_a_layer(report, "decode").items() >= {**FUSED, "PagedAttention": 1, "MatMul": 7, "Reshape": 0}.items()
     # Nothing is cast or transposed in a layer, each weight is read once, of the embedding only a row, the cache once.
     assert not any(count["layer"] for row in report["casts_and_transposes"].values() for count in row.values())
     sizes = report["bytes"]
     assert sizes["context_read"] == sizes["context"]
     assert sizes["weights"] - sizes["weights_read"] == 2 * (config.vocab_size - 1) * config.hidden_size
+
+
+@pytest.mark.parametrize("name, dtype", [("1_8b_chat_int4", "float16"), ("72b_chat_int4", "bfloat16"),
+                                         ("14b_chat_int8", "float16")])
+def test_quantised_configs_pass_on_a_910b(name, dtype):
+    """One of each kind: the others build the same graphs, see below."""
+    config = load_config(ROOT / f"configs/predict_qwen_{name}.yaml", dtype)
+    report = audit(config)
+    assert report["findings"] == []
+    for phase in ("prefill", "resume", "decode"):
+        counts = report["primitives"]["MatMul"][phase], in_a_layer(report, phase)["WeightQuantBatchMatmul"]
+        assert counts == ({"layer": 0, "all": 1}, 7)
+    assert not any(count["layer"] for row in report["casts_and_transposes"].values() for count in row.values())
+    hidden, ffn, bits = config.hidden_size, config.ffn_hidden_size, config.quantization["bits"]
+    packed = 4 * hidden * hidden + 3 * hidden * ffn  # levels; a scale and an offset of 16 bits for 128 of them
+    groups = (4 * hidden + 2 * ffn) * (hidden // 128) + hidden * -(-ffn // 128)
+    layer = packed * bits // 8 + 4 * groups + 2 * (3 * hidden + 2 * hidden)
+    assert report["bytes"]["weights_read"] == config.num_layers * layer + 2 * (
+        config.vocab_size * hidden + hidden + hidden)
+
+
+@pytest.mark.parametrize("path", QUANTISED, ids=lambda path: path.stem)
+def test_every_linear_of_every_quantised_config_is_fused_on_a_910b(path):
+    config = load_config(path, "float16")
+    kernels = AscendKernels(config)
+    hidden, ffn = config.hidden_size, config.ffn_hidden_size
+    for outputs, inputs in ((hidden, hidden), (ffn, hidden), (hidden, ffn)):
+        assert kernels.quantised_parameters(outputs, inputs)["weight"][1] in (ms.qint4x2, ms.int8)
+
+
+def test_a_910a_dequantises_at_each_step_which_is_found():
+    report = audit(load_config(ROOT / "configs/predict_qwen_1_8b_chat_int4.yaml", "float16", "910A"))
+    assert not ON_910B_ALONE & set(report["primitives"])
+    assert len(report["findings"]) == 3 * 7
+    assert "decode: the weight of transformer.layers.*.feed_forward.w2 is dequantised at run time" in report["findings"]
 
 
 @pytest.mark.parametrize("path", [path for path in CONFIGS if "chat" not in path.stem], ids=lambda path: path.stem)
@@ -57,6 +96,7 @@ def test_every_model_passes_on_a_910a_without_what_a_910a_lacks(path):
 def test_a_910a_has_no_bfloat16():
     report = audit(load_config(DEMO, "bfloat16", "910A"))
     assert report["findings"] == ["prefill: bfloat16 is not documented for the 910A",
+                                  "resume: bfloat16 is not documented for the 910A",
                                   "decode: bfloat16 is not documented for the 910A"]
 
 
@@ -98,7 +138,8 @@ class CacheNotWritten(AscendKernels):
 
 
 @pytest.mark.parametrize("kernels, finding", [
-    (UnsupportedPrimitive, "prefill, decode: Digamma is not documented for the 910B (MindSpore ops.Digamma: GPU CPU)"),
+    (UnsupportedPrimitive, "prefill, resume, decode: Digamma is not documented for the 910B (MindSpore ops.Digamma: "
+                           "GPU CPU)"),
     (WeightCast, "decode: Cast of the weight transformer.layers.*.attention.wo.weight at run time"),
     (WeightTransposed, "decode: Transpose of the weight transformer.layers.*.feed_forward.w2.weight at run time"),
     (WeightReadTwice, "decode: the weight transformer.layers.*.attention.wo.weight is read 2 times (MatMul, MatMul)"),
@@ -185,6 +226,49 @@ def test_each_primitive_is_chosen_within_its_documented_limits(settings, fuses):
     assert len(kernels.cache_shape(config)) == (4 if fuses else 2)
 
 
+@pytest.mark.parametrize("settings, outputs, inputs, layout", [
+    ({}, 96, 256, ("weight (256, 48) Int4", "scales (2, 96) Float16")),
+    ({"bits": 8}, 96, 256, ("weight (256, 96) Int8", "scales (2, 96) Float16")),
+    ({"group_size": -1}, 96, 256, ("weight (96, 128) Int4", "scales (96,) Float16")),
+    ({"group_size": 512}, 96, 256, ("weight (96, 128) Int4", "scales (96,) Float16")),
+    ({"group_size": 96}, 96, 256, ("weight (256, 48) Int4", "scales (3, 96) Float16")),
+    # What WeightQuantBatchMatmul does not serve stays as it is in the checkpoint.
+    ({"group_size": 16}, 96, 256, ("weight (96, 128) UInt8", "scales (96, 16) Float32")),
+    ({}, 70000, 256, ("weight (70000, 128) UInt8", "scales (70000, 2) Float32")),
+    ({}, 95, 256, ("weight (95, 128) UInt8", "scales (95, 2) Float32")),
+    ({"soc": "910A"}, 96, 256, ("weight (96, 128) UInt8", "scales (96, 2) Float32")),
+    ({"compute_dtype": "float32"}, 96, 256, ("weight (96, 128) UInt8", "scales (96, 2) Float32")),
+])
+def test_the_layout_of_quantised_weights_is_what_its_documentation_asks_for(settings, outputs, inputs, layout):
+    quantization = {"bits": settings.get("bits", 4), "group_size": settings.get("group_size", 128)}
+    others = {key: value for key, value in settings.items() if key not in quantization}
+    held = AscendKernels(small_config(quantization=quantization, **others)).quantised_parameters(outputs, inputs)
+    assert tuple(f"{name} {held[name][0]} {held[name][1]}" for name in ("weight", "scales")) == layout
+
+
+@pytest.mark.parametrize("bits, group_size", [(4, 64), (8, 64), (4, -1), (8, -1), (4, 96)])
+def test_what_the_npu_multiplies_by_is_the_weight(bits, group_size):
+    """(level + offset) * scale, the levels signed and two of 4 bits in a byte, as its documentation has it."""
+    random = np.random.default_rng(0)
+    kernels = AscendKernels(small_config(quantization={"bits": bits, "group_size": group_size}))
+    shapes = kernels.quantization.shapes(48, 256)
+    weight = random.integers(0, 256, shapes["weight"]).astype(np.uint8)
+    zeros = random.integers(0, 2 ** bits, shapes["zeros"]).astype(np.uint8)
+    scales = random.uniform(0.1, 1, shapes["scales"]).astype(np.float16).astype(np.float32)
+    held = kernels.quantised_parameters(48, 256)
+    parts = kernels.prepare_quantised(weight, scales, zeros)
+    assert [part.shape for part in parts] == [held[name][0] for name in ("weight", "scales", "zeros")]
+    levels, factors, offsets = parts
+    if bits == 4:
+        levels = np.stack((levels << 4 >> 4, levels >> 4), -1).reshape(len(levels), -1)  # arithmetic shifts
+    rows = np.minimum(np.arange(256) // (256 if group_size == -1 else group_size), len(factors) - 1)
+    if group_size == -1:
+        actual = (levels + offsets[:, None]) * factors[:, None]
+    else:
+        actual = ((levels + offsets[rows]) * factors[rows]).T
+    np.testing.assert_array_equal(actual, dequantise(weight, scales, zeros, bits, group_size))
+
+
 def test_an_unknown_product_is_refused():
     with pytest.raises(ValueError, match="soc: expected one of 910A, 910B, found '310P'"):
         AscendKernels(small_config(soc="310P"))
@@ -197,11 +281,16 @@ def test_auto_takes_these_kernels_on_an_npu(monkeypatch):
     assert type(qwen_kernels.build_kernels(small_config(kernels="portable"))) is PortableKernels
 
 
+QUANTIZATIONS = {"unquantised": None, "int4": {"bits": 4, "group_size": 32, "desc_act": True},
+                 "int8, one group": {"bits": 8, "group_size": -1}}
+
+
 @pytest.mark.parametrize("prefill", [True, False])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_the_primitives_accept_the_shapes_of_a_real_step(dtype, prefill, tmp_path):
+@pytest.mark.parametrize("quantization", QUANTIZATIONS.values(), ids=QUANTIZATIONS)
+def test_the_primitives_accept_the_shapes_of_a_real_step(quantization, dtype, prefill, tmp_path):
     """With every length known, MindSpore checks the primitives' inputs as it does at run time."""
-    model = QwenForCausalLM(small_config(use_past=True, batch_size=3, compute_dtype=dtype))
+    model = QwenForCausalLM(small_config(use_past=True, batch_size=3, compute_dtype=dtype, quantization=quantization))
     model.set_train(False)
     model.add_flags_custom(is_first_iteration=prefill)
     lengths, tables = Tensor([5, 17, 2], ms.int32), Tensor(np.arange(6).reshape(3, 2), ms.int32)

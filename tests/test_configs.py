@@ -7,6 +7,7 @@ from mindformers.tools.register.config import MindFormerConfig
 from qwen_config import QwenConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+QUANTISED = [path for path in CONFIGS if "_int" in path.stem]
 
 # hidden, layers, heads, head size, intermediate_size, vocabulary, seq_length, rotary base, NTK and LogN
 PUBLISHED = {
@@ -60,5 +61,20 @@ def keys(tree, prefix=""):
 
 
 def test_all_are_built_from_the_same_keys_in_the_same_order():
-    assert len(CONFIGS) == 9
-    assert len({tuple(keys(yaml.safe_load(path.read_text()))) for path in CONFIGS}) == 1
+    whole = [path for path in CONFIGS if path not in QUANTISED]
+    assert len(whole) == 9
+    assert len({tuple(keys(yaml.safe_load(path.read_text()))) for path in whole}) == 1
+
+
+@pytest.mark.parametrize("path", QUANTISED, ids=lambda path: path.stem)
+def test_quantised_models_are_the_chat_models_but_for_their_weights(path):
+    model, _, bits = path.stem.removeprefix("predict_qwen_").rpartition("_int")
+    config, usual = load(f"{model}_int{bits}"), load(model)
+    assert config.quantization == {"bits": int(bits), "group_size": 128}
+    config.quantization = None
+    assert config.to_dict() == usual.to_dict()
+
+
+def test_each_chat_model_has_both_quantised_ones():
+    assert {path.stem for path in QUANTISED} == {
+        f"predict_qwen_{name}_chat_int{bits}" for name in PUBLISHED for bits in (4, 8)}

@@ -219,7 +219,8 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"model_type": "qwen2"}, "model_type is 'qwen2', expected 'qwen'"),
-    ({"quantization_config": {"bits": 4}}, "GPTQ is not read by this version yet"),
+    ({"quantization_config": {"bits": 4}}, "expected at least bits and group_size, found {'bits': 4}"),
+    ({"quantization_config": {"bits": 4, "group_size": 128}}, "no tensor is quantised, though the config says so"),
     ({"kv_channels": 4}, r"expected \[24, 8\] by config.json"),
 ])
 def test_another_kind_of_model_is_refused(tmp_path, change, message):
@@ -234,7 +235,7 @@ def test_a_quantize_config_beside_the_weights_is_seen_too(tmp_path):
     folder = write_hf_folder(tmp_path / "hf", random_tensors())
     (folder / "quantize_config.json").write_text("{}")
 
-    with pytest.raises(ValueError, match="GPTQ is not read by this version yet"):
+    with pytest.raises(ValueError, match="expected at least bits and group_size, found {}"):
         convert_weight(folder, tmp_path / "ms")
 
 

@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 from checkpoint_helpers import CONFIG
-from name_map import Piece, hf_shapes, hf_to_ms, ms_shapes, ms_to_hf
+from name_map import Piece, hf_shapes, hf_to_ms, linears, ms_shapes, ms_to_hf
 
 QWEN_7B = {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
            "kv_channels": 128, "intermediate_size": 22016, "tie_word_embeddings": False}
@@ -64,3 +64,45 @@ def test_a_tied_head_is_on_neither_side():
 def test_a_size_that_cannot_be_is_named(value):
     with pytest.raises(ValueError, match="config.json: hidden_size is .*, expected a positive whole number"):
         hf_to_ms({**CONFIG, "hidden_size": value})
+
+
+QUANTISED = {**CONFIG, "kv_channels": 8, "quantization": {"bits": 4, "group_size": 4, "desc_act": True}}
+
+
+def test_a_quantised_linear_is_four_tensors_on_both_sides():
+    hf, ms = ms_to_hf(QUANTISED), hf_to_ms(QUANTISED)
+
+    name = "transformer.layers.1.attention.wk"
+    assert {kind: (ms[f"{name}.{kind}"].shape, ms[f"{name}.{kind}"].dtype)
+            for kind in ("weight", "scales", "zeros", "order")} == {
+        "weight": ((16, 4), "uint8"), "scales": ((16, 2), None), "zeros": ((16, 2), "uint8"),
+        "order": ((8,), "int32")}
+    whole = "transformer.h.1.attn.c_attn"
+    assert ms[f"{name}.scales"].pieces == (Piece(f"{whole}.scales", 16, 32),)
+    assert ms[f"{name}.bias"].pieces == (Piece(f"{whole}.bias", 16, 32),)
+    assert hf[f"{whole}.weight"].shape == (48, 4)
+    assert ms["lm_head.weight"] == hf_to_ms(CONFIG)["lm_head.weight"]
+
+
+def test_query_key_and_value_share_an_order():
+    whole = "transformer.h.0.attn.c_attn.order"
+    ms = hf_to_ms(QUANTISED)
+
+    assert all(ms[f"transformer.layers.0.attention.w{part}.order"].pieces == (Piece(whole, 0, 8),) for part in "qkv")
+    assert ms_to_hf(QUANTISED)[whole].pieces == (Piece("transformer.layers.0.attention.wq.order", 0, 8),)
+
+
+def test_a_quantised_embedding_has_no_order():
+    config = {**QUANTISED, "quantization": {**QUANTISED["quantization"], "quantized": ["transformer.wte"]}}
+    names = [name for name in ms_shapes(config) if name.startswith("transformer.wte")]
+    assert names == ["transformer.wte.embedding_weight", "transformer.wte.scales", "transformer.wte.zeros"]
+
+
+def test_linears_are_listed_with_their_sizes():
+    listed = linears(QUANTISED)
+
+    assert listed["transformer.h.1.attn.c_attn"] == (
+        tuple(f"transformer.layers.1.attention.w{part}" for part in "qkv"), 48, 8)
+    assert listed["transformer.h.0.mlp.c_proj"] == (("transformer.layers.0.feed_forward.w2",), 8, 10)
+    assert listed["lm_head"] == (("lm_head",), 11, 8)
+    assert len(listed) == 2 * 5 + 1

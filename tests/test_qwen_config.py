@@ -49,6 +49,8 @@ def test_the_cache_follows_what_is_set_later_and_what_num_blocks_says():
     ({"rotary_pct": 0.25}, "rotary_pct: expected 1.0"),
     ({"no_bias": False}, "no_bias"),
     ({"attn_proj_has_bias": True}, "attn_proj_has_bias"),
+    ({"use_cache_quantization": "int8"}, "use_cache_quantization: expected true or false, found 'int8'"),
+    ({"quantization": {"bits": 4}}, "quantization: expected at least bits and group_size"),
 ])
 def test_contradictions_are_refused_by_name(settings, named):
     with pytest.raises(ValueError, match=named):
@@ -84,10 +86,20 @@ def test_from_hf_config_reads_the_type(tmp_path, flags, dtype):
     assert str(QwenConfig.from_hf_config(tmp_path).compute_dtype) == dtype
 
 
+def test_from_hf_config_reads_how_a_converted_checkpoint_is_quantised(tmp_path):
+    quantization = {"bits": 4, "group_size": 128, "damp_percent": 0.01}
+    settings = {**json.loads((TINY / "config.json").read_text()), "quantization": quantization,
+                "use_cache_quantization": True}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = QwenConfig.from_hf_config(tmp_path)
+    assert (config.quantization, config.use_cache_quantization) == (quantization, True)
+
+
 @pytest.mark.parametrize("content, said", [
     ("{", "not valid JSON"),
     ('{"model_type": "qwen2"}', "model_type: expected 'qwen'"),
-    ('{"model_type": "qwen", "quantization_config": {"bits": 4}}', "quantization_config"),
+    ('{"model_type": "qwen", "quantization_config": {"bits": 4}}', "quantization_config: this is AutoGPTQ's"),
+    ('{"model_type": "qwen", "quantization": {"bits": 3, "group_size": 8}}', "quantization: bits: expected 4 or 8"),
     ('{"model_type": "qwen", "hidden_size": 100, "num_attention_heads": 3}', "hidden_size"),
 ])
 def test_from_hf_config_names_the_file_that_is_wrong(tmp_path, content, said):

@@ -10,13 +10,16 @@ import math
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
+
 from qwen_config import QwenConfig
 from qwen_kernels import build_kernels, runnable_kernels
 from qwen_kernels.cpu import build_library
 from qwen_kernels.portable import PortableKernels
+from qwen_quantization import dequantise
 
 TOLERANCE = 2e-5
 RAGGED = [[1], [5], [17], [3, 16, 1], [33, 4, 18, 2, 31]]
+RESUMED = [([9], [1]), ([17], [16]), ([16, 5], [12, 5]), ([33, 18, 7, 40], [1, 18, 3, 39])]  # lengths, tokens to come
 HEADS = [(1, 16), (3, 64), (5, 128), (4, 18)]
 
 
@@ -74,6 +77,26 @@ def test_linear(random, tokens, inputs, outputs, has_bias):
     np.testing.assert_allclose(run(make_kernels("portable").linear, x, weights), expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("inputs, outputs, group_size", [(64, 192, 32), (100, 33, 16), (48, 1, -1), (34, 5, 64)])
+@pytest.mark.parametrize("reordered, has_bias", [(True, False), (False, True)])
+def test_quantised_linear(random, bits, inputs, outputs, group_size, reordered, has_bias):
+    """Groups that divide the inputs, and don't; one group; fewer inputs than a group."""
+    kernels = make_kernels("portable", quantization={"bits": bits, "group_size": group_size, "desc_act": reordered})
+    generator = np.random.default_rng(1)
+    shapes = kernels.quantization.shapes(outputs, inputs)
+    weight = generator.integers(0, 256, shapes["weight"]).astype(np.uint8)
+    zeros = generator.integers(0, 2 ** bits, shapes["zeros"]).astype(np.uint8)
+    scales = (generator.uniform(0.5, 1, shapes["scales"]) / 2 ** bits).astype(np.float32)
+    order = generator.permutation(inputs).astype(np.int32) if reordered else None
+    x, bias = random(5, inputs), random(outputs) if has_bias else None
+    whole = dequantise(weight, scales, zeros, bits, group_size, order)
+    expected = x.astype(np.float64) @ whole.T + (bias if has_bias else 0)
+    held = *kernels.prepare_quantised(weight, scales, zeros), order, bias
+    weights = tuple(part if part is None else Tensor(part) for part in held)
+    np.testing.assert_allclose(run(kernels.linear, x, weights), expected, atol=2e-4)
+
+
 @pytest.mark.parametrize("heads, size", HEADS)
 def test_rotary(random, heads, size):
     x, cos, sin = random(6, heads, size), random(6, size // 2), random(6, size // 2)
@@ -121,6 +144,18 @@ class PagedCase:
                                                     num_blocks=40))
         self.caches = tuple(Parameter(Tensor(random(*shape)), name=name) for name in "kv")
 
+    def last(self, queries):
+        """Which of all tokens are the last ones of each sequence."""
+        return self.positions >= (self.lengths - queries)[self.rows]
+
+    def prefill_layout(self, chosen):
+        """The layout of a prefill of the chosen tokens, before which others of their sequences may be cached."""
+        sequences, rows, queries = np.unique(self.rows[chosen], return_inverse=True, return_counts=True)
+        positions = self.positions[chosen]
+        lengths = positions[np.cumsum(queries) - 1] + 1
+        return self.kernels.prefill_layout(*(Tensor(x.astype(np.int32)) for x in (
+            self.tables[sequences], lengths, queries, positions, rows)))
+
     def write(self, chosen=slice(None)):
         return self.kernels.cache_write(Tensor(np.concatenate(self.keys)[chosen]),
                                         Tensor(np.concatenate(self.values)[chosen]),
@@ -133,11 +168,27 @@ class PagedCase:
 def test_prefill_attention(random, lengths, heads, size, block_size):
     case = PagedCase("portable", lengths, heads, size, block_size, random)
     query = [random(length, heads, size) for length in lengths]
-    layout = case.kernels.prefill_layout(*map(Tensor, (case.tables, case.lengths, case.positions, case.rows)))
+    layout = case.kernels.prefill_layout(Tensor(case.tables), Tensor(case.lengths), None, Tensor(case.positions),
+                                         Tensor(case.rows))
     actual = case.kernels.prefill_attention(*(Tensor(np.concatenate(x)) for x in (query, case.keys, case.values)),
                                             case.write(), layout).asnumpy()
     expected = np.concatenate([softmax_attention(q, k, v, np.tri(len(q), dtype=bool))
                                for q, k, v in zip(query, case.keys, case.values)])
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("lengths, queries", RESUMED)
+def test_prefill_attention_of_sequences_whose_beginning_is_cached(random, lengths, queries, block_size):
+    case = PagedCase("portable", lengths, 3, 18, block_size, random)
+    chosen = case.last(queries)
+    query = random(sum(queries), 3, 18)
+    layout = case.prefill_layout(chosen)
+    actual = case.kernels.prefill_attention(Tensor(query), Tensor(np.concatenate(case.keys)[chosen]),
+                                            Tensor(np.concatenate(case.values)[chosen]), case.write(), layout).asnumpy()
+    of_each = np.split(query, np.cumsum(queries)[:-1])
+    expected = np.concatenate([softmax_attention(q, k, v, np.tri(len(k), dtype=bool)[-len(q):])
+                               for q, k, v in zip(of_each, case.keys, case.values)])
     np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
 
 
@@ -154,6 +205,50 @@ def test_decode_attention(random, lengths, heads, size, block_size):
     expected = [softmax_attention(q[None], k, v, np.ones((1, len(k)), bool))[0]
                 for q, k, v in zip(query, case.keys, case.values)]
     np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+def to_8_bits(x):
+    """x [T, H, D] of one sequence, and the levels [T, H, D], scales and zeros [H] that it has in numpy."""
+    high, low = x.max((0, 2)), x.min((0, 2))
+    scale = (high - low) / np.float32(255)
+    zero = -low / scale
+    return (x / scale[:, None] + zero[:, None]).clip(0, 255).astype(np.uint8), scale, zero
+
+
+@pytest.mark.parametrize("lengths", RAGGED)
+@pytest.mark.parametrize("heads, size", HEADS[:2])
+def test_8_bit_cache(random, lengths, heads, size):
+    """What one call writes for a sequence shares a scale for each head; in decoding that is one token."""
+    case = PagedCase("portable", lengths, heads, size, 16, random)
+    kernels = make_kernels("portable", heads, size, 16, num_blocks=40, use_cache_quantization=True)
+    caches = tuple(Parameter(Tensor(np.zeros((40 * 16, width), dtype)), name=name) for name, width, dtype in (
+        ("k", heads * size, np.uint8), ("v", heads * size, np.uint8), ("ks", 2 * heads, np.float32),
+        ("vs", 2 * heads, np.float32)))
+    keys, values = np.concatenate(case.keys), np.concatenate(case.values)
+
+    written = kernels.cache_write(*map(Tensor, (keys, values)), caches,
+                                  *map(Tensor, (case.slots, case.rows, case.lengths)))
+    for actual, expected in zip(kernels._read(written, Tensor(case.slots[None])), (case.keys, case.values)):
+        whole = []
+        for x in expected:
+            levels, scale, zero = to_8_bits(x)
+            whole.append(scale[:, None] * (levels - zero[:, None]))
+        # The last bit of float32 decides about a number on the edge of a level: a few may be off by one.
+        error = np.abs(actual.asnumpy()[0] - np.concatenate(whole)) / max(np.ptp(x) / 255 for x in expected)
+        assert error.max() < 1.01 and (error > 0.01).mean() < 0.01
+
+    last = np.cumsum(lengths) - 1
+    written = kernels.cache_write(*map(Tensor, (keys[last], values[last])), caches, Tensor(case.slots[last]))
+    read = kernels._read(written, Tensor(case.slots[None, last]))[0].asnumpy()[0]
+    assert np.all(np.abs(read - keys[last]) <= np.ptp(keys[last], -1)[..., None] / 255 * 1.01)
+
+
+def test_a_head_that_is_all_one_number_survives_8_bits():
+    kernels = make_kernels("portable", 2, 16, use_cache_quantization=True)
+    x = np.concatenate((np.full((1, 1, 16), -3.25), np.zeros((1, 1, 16))), 1).astype(np.float32)
+    levels, scales = kernels._to_8_bits(Tensor(x), None, None)
+    read = kernels._from_8_bits(levels[None], scales, Tensor(np.zeros((1, 1), np.int32)), (1, 1, 2, 16))
+    np.testing.assert_array_equal(read.asnumpy()[0], x)
 
 
 def test_writing_leaves_other_slots_alone(random):
@@ -192,51 +287,160 @@ def test_own_linear(other_set, random, tokens, inputs, outputs, bias):
     assert_same(other.linear(x, weights), portable.linear(x, weights))
 
 
-@pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("hidden, width", [(64, 176), (36, 50)])
-def test_own_feed_forward(other_set, random, tokens, hidden, width):
-    portable, other = (make_kernels(name, heads=1, size=hidden) for name in ("portable", other_set))
-    x, norm = Tensor(random(tokens, hidden)), (Tensor(random(hidden)), 1e-6)
-    w1, w2, w3 = (linear_weights(random, *shape) for shape in ((width, hidden), (hidden, width), (width, hidden)))
-    assert_same(other.feed_forward(x, norm, w1, w2, w3), portable.feed_forward(x, norm, w1, w2, w3))
-
-
-def attention_inputs(random, tokens, heads, size):
-    hidden = 40
-    weights = [linear_weights(random, heads * size, hidden, bias=True) for _ in range(3)]
-    weights.append(linear_weights(random, hidden, heads * size))
-    rotation = tuple(Tensor(random(tokens, size // 2)) for _ in range(4))
-    return Tensor(random(tokens, hidden)), (Tensor(random(hidden)), 1e-6), *weights, rotation
+def layer_inputs(random, tokens, heads, size, hidden=40, width=50):
+    """x, and the weights of both halves of a layer; how to rotate."""
+    attention = [(Tensor(random(hidden)), 1e-6)]
+    attention += [linear_weights(random, heads * size, hidden, bias=True) for _ in range(3)]
+    attention.append(linear_weights(random, hidden, heads * size))
+    feed_forward = [(Tensor(random(hidden)), 1e-6)]
+    feed_forward += [linear_weights(random, *shape) for shape in ((width, hidden), (hidden, width), (width, hidden))]
+    rotation = [Tensor(random(tokens, size // 2)) for _ in range(4)]
+    return (Tensor(random(tokens, hidden)), tuple(attention), tuple(feed_forward)), rotation
 
 
 @pytest.mark.parametrize("heads, size", HEADS)
 @pytest.mark.parametrize("batch, length", [(1, 1), (2, 7), (3, 40), (1, 100)])
-def test_own_attention_whole(other_set, random, heads, size, batch, length):
+def test_own_layer_on_whole_sequences(other_set, random, heads, size, batch, length):
     portable, other = (make_kernels(name, heads, size) for name in ("portable", other_set))
-    inputs = attention_inputs(random, batch * length, heads, size)
-    ids = Tensor(np.zeros((batch, length), np.int32))
-    assert_same(other.attention_whole(*inputs, ids), portable.attention_whole(*inputs, ids))
+    compare_whole(portable, other, layer_inputs(random, batch * length, heads, size), (batch, length))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("hidden, width", [(64, 176), (36, 50)])
+def test_own_layer_of_other_widths(other_set, random, tokens, hidden, width):
+    portable, other = (make_kernels(name, 3, 16) for name in ("portable", other_set))
+    compare_whole(portable, other, layer_inputs(random, tokens, 3, 16, hidden, width), (1, tokens))
+
+
+def compare_whole(portable, other, inputs, shape):
+    (x, rotation), ids = inputs, Tensor(np.zeros(shape, np.int32))
+    assert_same(other.layer_whole(*x, other.rotation_layout(*rotation), ids),
+                portable.layer_whole(*x, portable.rotation_layout(*rotation), ids))
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
 @pytest.mark.parametrize("lengths", RAGGED)
 @pytest.mark.parametrize("heads, size", HEADS)
-def test_own_attention_in_prefill_and_decoding(other_set, random, lengths, heads, size, block_size):
+def test_own_layer_in_prefill_and_decoding(other_set, random, lengths, heads, size, block_size):
     cases = {name: PagedCase(name, lengths, heads, size, block_size, random)
              for name in ("portable", other_set)}
-    prompts = attention_inputs(random, sum(lengths), heads, size)
-    steps = attention_inputs(random, len(lengths), heads, size)
+    prompts, of_prompts = layer_inputs(random, sum(lengths), heads, size)
+    steps, of_steps = layer_inputs(random, len(lengths), heads, size)
     outputs = {}
     for name, case in cases.items():
+        kernels = case.kernels
         caches = tuple(Parameter(Tensor(np.zeros(cache.shape, np.float32)), name=cache.name) for cache in case.caches)
         tables, counts = Tensor(case.tables), Tensor(case.lengths)
-        layout = case.kernels.prefill_layout(tables, counts, Tensor(case.positions), Tensor(case.rows))
-        prefill = case.kernels.attention(*prompts, caches, Tensor(case.slots), layout, True)
+        layout = kernels.prefill_layout(tables, counts, None, Tensor(case.positions), Tensor(case.rows))
+        prefill = kernels.layer(*prompts, kernels.rotation_layout(*of_prompts), caches, Tensor(case.slots), layout,
+                                True)
         last = Tensor(case.slots[np.cumsum(lengths) - 1])  # the last token of each sequence is computed again
-        decode = case.kernels.attention(*steps, caches, last, case.kernels.decode_layout(tables, counts), False)
+        decode = kernels.layer(*steps, kernels.rotation_layout(*of_steps), caches, last,
+                               kernels.decode_layout(tables, counts), False)
         outputs[name] = prefill, decode, caches[0].reshape(-1), caches[1].reshape(-1)
     for actual, expected in zip(outputs[other_set], outputs["portable"]):
         assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("lengths, queries", RESUMED)
+@pytest.mark.parametrize("name", runnable_kernels())
+def test_prefill_in_two_parts_computes_what_prefill_at_once_does(name, random, lengths, queries, block_size):
+    case = PagedCase(name, lengths, 3, 64, block_size, random)
+    inputs, rotation = layer_inputs(random, sum(lengths), 3, 64)
+    later = case.last(queries)
+    whole, whole_caches = prefilled(case, inputs, rotation, [np.ones_like(later)])
+    parts, part_caches = prefilled(case, inputs, rotation, [~later, later] if not later.all() else [later])
+    np.testing.assert_allclose(parts, whole[later], atol=TOLERANCE, rtol=1e-5)
+    for actual, expected in zip(part_caches, whole_caches):
+        assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("name", runnable_kernels())
+def test_a_sequence_may_share_blocks_that_another_one_fills_in_the_same_prefill(name, random):
+    case = PagedCase(name, [13, 11], 3, 64, 4, random)
+    inputs, rotation = layer_inputs(random, 24, 3, 64)
+    same = case.positions < 8
+    for x in (inputs[0], *rotation):  # both begin with the same eight tokens
+        x[13:21] = x[:8]
+    whole, _ = prefilled(case, inputs, rotation, [np.ones_like(same)])
+    case.tables[1, :2] = case.tables[0, :2]
+    own = ~same | (case.rows == 0)
+    shared, _ = prefilled(case, inputs, rotation, [own])
+    np.testing.assert_allclose(shared, whole[own], atol=TOLERANCE, rtol=1e-5)
+
+
+def prefilled(case, inputs, rotation, parts):
+    """Run a layer on parts of the tokens, one after the other: the last one's output, and the caches."""
+    (x, *weights), kernels = inputs, case.kernels
+    caches = tuple(Parameter(Tensor(np.zeros(cache.shape, np.float32)), name=cache.name) for cache in case.caches)
+    for chosen in parts:
+        out = kernels.layer(Tensor(x.asnumpy()[chosen]), *weights,
+                            kernels.rotation_layout(*(Tensor(y.asnumpy()[chosen]) for y in rotation)), caches,
+                            Tensor(case.slots[chosen]), case.prefill_layout(chosen), True)
+    return out.asnumpy(), caches
+
+
+def quantised_weights(random, kernels, outputs, inputs, has_bias=False):
+    """The same for every set that is given, as that set holds it."""
+    quantization = kernels[0].quantization
+    shapes = quantization.shapes(outputs, inputs)
+    generator = np.random.default_rng(outputs)
+    weight = generator.integers(0, 256, shapes["weight"], np.uint8)
+    zeros = generator.integers(0, 2 ** quantization.bits, shapes["zeros"], np.uint8)
+    if quantization.sym:
+        zeros = np.full_like(zeros, 2 ** (quantization.bits - 1))
+    scales = np.abs(random(*shapes["scales"])) / 2 ** quantization.bits / math.sqrt(inputs)
+    order = Tensor(generator.permutation(inputs).astype(np.int32)) if quantization.desc_act else None
+    bias = Tensor(random(outputs)) if has_bias else None
+    return [(*map(Tensor, own.prepare_quantised(weight.copy(), scales, zeros)), order, bias) for own in kernels]
+
+
+# Groups that fill vectors and that don't, the last one short, one for all; 4 bits and 8.
+QUANTIZATIONS = [{"bits": bits, "group_size": size, "desc_act": desc_act, "sym": sym}
+                 for bits, size, desc_act, sym in [
+                     (4, 32, False, True), (4, 128, True, True), (4, -1, False, False), (4, 10, False, False),
+                     (4, 48, True, False), (8, 32, True, False), (8, -1, False, True), (8, 7, False, False),
+                     (8, 64, False, True)]]
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
+@pytest.mark.parametrize("inputs, outputs, bias", [(64, 24, False), (200, 33, True)])
+def test_own_quantised_linear(other_set, random, quantization, tokens, inputs, outputs, bias):
+    kernels = [make_kernels(name, quantization=quantization) for name in ("portable", other_set)]
+    x = Tensor(random(tokens, inputs))
+    expected, actual = (own.linear(x, weights)
+                        for own, weights in zip(kernels, quantised_weights(random, kernels, outputs, inputs, bias)))
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("desc_act", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("quantised", ["all", "some"])
+def test_own_layer_of_quantised_linears(other_set, random, desc_act, tokens, quantised):
+    quantization = {"bits": 4, "group_size": 16, "desc_act": desc_act, "sym": not desc_act}
+    kernels = [make_kernels(name, 3, 16, quantization=quantization) for name in ("portable", other_set)]
+    (x, attention, feed_forward), rotation = layer_inputs(random, tokens, 3, 16)
+    layers = [[[half[0]] for half in (attention, feed_forward)] for _ in kernels]
+    for half, linears in enumerate((attention, feed_forward)):
+        for i, (weight, bias) in enumerate(linears[1:]):
+            both = [(weight, bias)] * 2
+            if quantised == "all" or i % 2:  # each with an order of its own
+                both = quantised_weights(random, kernels, *weight.shape, bias is not None)
+            for own, weights in zip(layers, both):
+                own[half].append(weights)
+    ids = Tensor(np.zeros((1, tokens), np.int32))
+    expected, actual = (own.layer_whole(x, *map(tuple, layer), own.rotation_layout(*rotation), ids)
+                        for own, layer in zip(kernels, layers))
+    assert_same(actual, expected)
+
+
+def test_four_bits_in_odd_groups_are_left_to_the_portable_set(other_set):
+    quantization = {"bits": 4, "group_size": 5}
+    assert type(make_kernels("auto", quantization=quantization)) is PortableKernels
+    with pytest.raises(ValueError, match="4-bit weights: expected an even group_size, found 5"):
+        make_kernels(other_set, quantization=quantization)
 
 
 def test_an_unknown_set_is_refused():

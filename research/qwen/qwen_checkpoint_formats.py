@@ -13,9 +13,10 @@ import math
 import pickle
 from typing import NamedTuple
 
-ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
-SAFETENSORS_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-CKPT_NAME = {"float32": "Float32", "float16": "Float16", "bfloat16": "BFloat16"}
+FLOATS = ("float32", "float16", "bfloat16")
+ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "uint8": 1}
+SAFETENSORS_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "uint8": "U8"}
+CKPT_NAME = {"float32": "Float32", "float16": "Float16", "bfloat16": "BFloat16", "int32": "Int32", "uint8": "UInt8"}
 
 # ms.save_checkpoint cuts tensors here too: a protobuf message must stay under 2 GB.
 CKPT_SLICE = 512 * 2**20
@@ -115,6 +116,7 @@ class CkptFile:
         if not {2, 3} <= fields.keys():
             raise ValueError(f"{name} has no type or no content")
         shape = tuple(value for number, value in tensor if number == 1)
+        shape = () if shape == (0,) else shape  # a scalar's, as older versions of MindSpore write it
         self.tensors[name] = Stored(shape, _our_name(_read_text(file, fields[2]), CKPT_NAME))
         self._spans.setdefault(name, []).append(fields[3])
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
+from qwen_quantization import EMBEDDING, Quantization
+
 __all__ = ["QwenConfig"]
 
 # Qwen's own name -> MindFormers' name of the same thing.
@@ -44,7 +46,6 @@ QWEN_CONSTANTS = {
     "qkv_has_bias": True,
     "attn_proj_has_bias": False,
     "attn_dropout_prob": 0.0,
-    "use_cache_quantization": False,
 }
 
 # Keys of a Hugging Face config.json that say nothing about this implementation.
@@ -77,8 +78,12 @@ class QwenConfig(LlamaConfig):
         compute_dtype, param_init_type (str): float16, bfloat16 or float32, on an NPU; a CPU computes in float32.
         emb_dropout_prob (float): Dropout of the embeddings in training. Default: 0.
         tie_word_embeddings (bool): The head is the embedding. Default: False.
-        chat_format (str): "raw" for a base model, "chatml" for a chat model. Default: "raw".
+        chat_format (str): "raw" for a base model, "chatml" for a chat model, None where nobody said. Default: "raw".
         kernels (str): The kernel set: "auto" or a name listed in `qwen_kernels`. Default: "auto".
+        use_cache_quantization (bool): Keep keys and values in 8 bits: a quarter of a float32 cache, and half of a
+            16-bit one, scales aside. Only with `use_past`. Default: False.
+        quantization (dict): How weights are quantised: see `qwen_quantization.Quantization`. A checkpoint's config.json
+            says it as well, and that is enough. Default: None, they are not.
 
     Raises:
         ValueError: Two names of one thing with different values, sizes that don't fit each other, or a setting that
@@ -98,7 +103,8 @@ class QwenConfig(LlamaConfig):
                                  f"found {values[key]}")
         extra = {key: values.pop(key, default) for key, default in (
             ("kv_channels", None), ("train_seq_length", None), ("use_dynamic_ntk", True), ("use_logn_attn", True),
-            ("emb_dropout_prob", 0.0), ("chat_format", "raw"), ("kernels", "auto"))}
+            ("emb_dropout_prob", 0.0), ("chat_format", "raw"), ("kernels", "auto"),
+            ("use_cache_quantization", False))}
         super().__init__(**values)
         for key, value in extra.items():
             setattr(self, key, value)
@@ -122,6 +128,12 @@ class QwenConfig(LlamaConfig):
         if self.n_kv_heads not in (None, self.num_heads):
             raise ValueError(f"n_kv_heads: Qwen has a key/value head for each of its num_heads={self.num_heads} "
                              f"heads, found {self.n_kv_heads}")
+        if not isinstance(self.use_cache_quantization, bool):
+            raise ValueError(f"use_cache_quantization: expected true or false, found {self.use_cache_quantization!r}")
+        quantization = Quantization.from_dict(self.quantization)
+        if quantization and self.tie_word_embeddings and any(map(quantization.covers, (EMBEDDING, "lm_head"))):
+            raise ValueError("quantization: an embedding that is the head as well (tie_word_embeddings) can't be "
+                             "quantised")
         if self.max_position_embedding < self.seq_length:
             raise ValueError(f"seq_length: {self.seq_length} is more than the model's max_position_embeddings "
                              f"{self.max_position_embedding}")
@@ -149,7 +161,7 @@ class QwenConfig(LlamaConfig):
 
         Raises:
             FileNotFoundError: No such file.
-            ValueError: Not a Qwen config, a quantised one, or see `QwenConfig`.
+            ValueError: Not a Qwen config, that of an unconverted quantised model, or see `QwenConfig`.
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
@@ -161,8 +173,8 @@ class QwenConfig(LlamaConfig):
             raise ValueError(f"{path}: model_type: expected 'qwen' (the first generation), "
                              f"found {hf.get('model_type')!r}")
         if hf.get("quantization_config"):
-            raise ValueError(f"{path}: quantization_config: quantised checkpoints are not read by this version, "
-                             "take the 16-bit one")
+            raise ValueError(f"{path}: quantization_config: this is AutoGPTQ's checkpoint: convert it with "
+                             "convert/convert_weight.py first")
         values = _to_mindformers_names({key: value for key, value in hf.items() if key not in HF_ONLY})
         trained = values.pop("seq_length", None)
         dtype = _hf_dtype(hf)
@@ -182,7 +194,7 @@ class QwenConfig(LlamaConfig):
 
         There `intermediate_size` is the width of one branch, or absent and then Llama's rule gives it; Qwen's own
         names stand beside Llama's defaults and win over them; the window of NTK and LogN is not known, so both are
-        off unless the YAML says otherwise.
+        off unless the YAML says otherwise, and `chat_format` is None.
 
         Args:
             config (LlamaConfig): A plain one; a `QwenConfig` is returned as it is.
@@ -201,7 +213,8 @@ class QwenConfig(LlamaConfig):
         values["qkv_has_bias"] = True
         values.setdefault("use_dynamic_ntk", False)
         values.setdefault("use_logn_attn", False)
-        return cls(**{key: value for key, value in values.items() if value is not None})
+        chat_format = values.pop("chat_format", None)
+        return cls(chat_format=chat_format, **{key: value for key, value in values.items() if value is not None})
 
 
 def _to_mindformers_names(values):

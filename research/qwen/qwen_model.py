@@ -1,5 +1,6 @@
 """Qwen (first generation) as a MindFormers model, in MindSpore's graph mode, on an Ascend NPU or a CPU."""
 import contextlib
+import copy
 
 import mindspore as ms
 from mindformers.models.modeling_utils import PreTrainedModel
@@ -7,32 +8,20 @@ from mindformers.modules.block_tables import BlockTables
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Normal, initializer
+from mindspore.common.initializer import initializer
 from mindspore.nn.utils import no_init_parameters
 
 import qwen_processor  # noqa: F401  registered with the model, so that one import serves a whole YAML
 import qwen_tokenizer  # noqa: F401
-from qwen_checkpoint import check_weights, load_weights
+from qwen_checkpoint import load_weights, prepare_weights
 from qwen_config import QwenConfig
 from qwen_generation import QwenGeneration
 from qwen_kernels import build_kernels
+from qwen_linear import build_embedding, build_linear
+from qwen_quantization import agreed_quantization
 from qwen_rotary import RotaryTables
 
 __all__ = ["QwenForCausalLM", "QwenModel"]
-
-
-class Linear(nn.Cell):
-    """The weights of x [T, inputs] -> [T, outputs]; weight [outputs, inputs], as checkpoints hold it."""
-
-    def __init__(self, config, kernels, inputs, outputs, has_bias=False):
-        super().__init__()
-        normal = Normal(config.init_method_std)
-        self.weight = Parameter(initializer(normal, (outputs, inputs), kernels.dtype), name="weight")
-        self.bias = Parameter(initializer("zeros", (outputs,), kernels.dtype), name="bias") if has_bias else None
-
-    def weights(self):
-        """What the kernels' linear operations take."""
-        return self.weight, self.bias
 
 
 class RMSNorm(nn.Cell):
@@ -48,73 +37,71 @@ class RMSNorm(nn.Cell):
         return self.weight, self.epsilon
 
 
-class Embedding(nn.Cell):
-    """ids [...] int32 -> [..., hidden]."""
-
-    def __init__(self, config, kernels):
-        super().__init__()
-        shape, normal = (config.vocab_size, config.hidden_size), Normal(config.init_method_std)
-        self.embedding_weight = Parameter(initializer(normal, shape, kernels.dtype), name="embedding_weight")
-
-    def construct(self, ids):
-        return ops.gather(self.embedding_weight, ids, 0)
-
-
 class Attention(nn.Cell):
     """Multi-head attention with biased q, k and v, and a paged key/value cache when `use_past`."""
 
-    def __init__(self, config, kernels):
+    def __init__(self, config, kernels, name):
         super().__init__()
         width = config.num_heads * config.kv_channels
-        self.wq = Linear(config, kernels, config.hidden_size, width, has_bias=True)
-        self.wk = Linear(config, kernels, config.hidden_size, width, has_bias=True)
-        self.wv = Linear(config, kernels, config.hidden_size, width, has_bias=True)
-        self.wo = Linear(config, kernels, width, config.hidden_size)
-        self.kernels = kernels
-        self.is_first_iteration = True
+        self.wq = build_linear(config, kernels, f"{name}.wq", config.hidden_size, width, has_bias=True)
+        self.wk = build_linear(config, kernels, f"{name}.wk", config.hidden_size, width, has_bias=True)
+        self.wv = build_linear(config, kernels, f"{name}.wv", config.hidden_size, width, has_bias=True)
+        self.wo = build_linear(config, kernels, f"{name}.wo", width, config.hidden_size)
         if config.use_past:
             shape = kernels.cache_shape(config)
-            self.key_cache = _zero_cache("key_cache", shape, kernels.dtype)
-            self.value_cache = _zero_cache("value_cache", shape, kernels.dtype)
+            dtype = ms.uint8 if config.use_cache_quantization else kernels.dtype
+            self.key_cache = _zero_cache("key_cache", shape, dtype)
+            self.value_cache = _zero_cache("value_cache", shape, dtype)
+        self.has_cache_scales = config.use_past and config.use_cache_quantization
+        if self.has_cache_scales:
+            shape = kernels.cache_scales_shape(config)
+            self.key_scale_cache = _zero_cache("key_scale_cache", shape, ms.float32)
+            self.value_scale_cache = _zero_cache("value_scale_cache", shape, ms.float32)
 
-    def construct(self, x, norm, rotation, input_ids, slot_mapping, layout):
-        """x + attention(norm(x))."""
-        weights = self.wq.weights(), self.wk.weights(), self.wv.weights(), self.wo.weights()
-        if slot_mapping is None:
-            return self.kernels.attention_whole(x, norm, *weights, rotation, input_ids)
-        caches = self.key_cache, self.value_cache
-        return self.kernels.attention(x, norm, *weights, rotation, caches, slot_mapping, layout,
-                                      self.is_first_iteration)
+    def weights(self):
+        """What the kernels' layers take, besides the norm."""
+        return self.wq.weights(), self.wk.weights(), self.wv.weights(), self.wo.weights()
+
+    def caches(self):
+        """What the kernels' layers take of the cache."""
+        if self.has_cache_scales:
+            return self.key_cache, self.value_cache, self.key_scale_cache, self.value_scale_cache
+        return self.key_cache, self.value_cache
 
 
 class FeedForward(nn.Cell):
     """w2(w1(x) * silu(w3(x))): Qwen gates by its `mlp.w2`, which MindFormers' checkpoints call w3."""
 
-    def __init__(self, config, kernels):
+    def __init__(self, config, kernels, name):
         super().__init__()
-        self.w1 = Linear(config, kernels, config.hidden_size, config.ffn_hidden_size)
-        self.w2 = Linear(config, kernels, config.ffn_hidden_size, config.hidden_size)
-        self.w3 = Linear(config, kernels, config.hidden_size, config.ffn_hidden_size)
-        self.kernels = kernels
+        self.w1 = build_linear(config, kernels, f"{name}.w1", config.hidden_size, config.ffn_hidden_size)
+        self.w2 = build_linear(config, kernels, f"{name}.w2", config.ffn_hidden_size, config.hidden_size)
+        self.w3 = build_linear(config, kernels, f"{name}.w3", config.hidden_size, config.ffn_hidden_size)
 
-    def construct(self, x, norm):
-        """x + feed_forward(norm(x))."""
-        return self.kernels.feed_forward(x, norm, self.w1.weights(), self.w2.weights(), self.w3.weights())
+    def weights(self):
+        """What the kernels' layers take, besides the norm."""
+        return self.w1.weights(), self.w2.weights(), self.w3.weights()
 
 
 class DecoderLayer(nn.Cell):
     """x [T, hidden] -> [T, hidden]: attention, then feed-forward, each after a norm and beside a residual."""
 
-    def __init__(self, config, kernels):
+    def __init__(self, config, kernels, name):
         super().__init__()
         self.attention_norm = RMSNorm(config, kernels)
-        self.attention = Attention(config, kernels)
+        self.attention = Attention(config, kernels, f"{name}.attention")
         self.ffn_norm = RMSNorm(config, kernels)
-        self.feed_forward = FeedForward(config, kernels)
+        self.feed_forward = FeedForward(config, kernels, f"{name}.feed_forward")
+        self.kernels = kernels
+        self.is_first_iteration = True
 
     def construct(self, x, rotation, input_ids, slot_mapping, layout):
-        x = self.attention(x, self.attention_norm.weights(), rotation, input_ids, slot_mapping, layout)
-        return self.feed_forward(x, self.ffn_norm.weights())
+        attention = (self.attention_norm.weights(),) + self.attention.weights()
+        feed_forward = (self.ffn_norm.weights(),) + self.feed_forward.weights()
+        if slot_mapping is None:
+            return self.kernels.layer_whole(x, attention, feed_forward, rotation, input_ids)
+        return self.kernels.layer(x, attention, feed_forward, rotation, self.attention.caches(), slot_mapping, layout,
+                                  self.is_first_iteration)
 
 
 class QwenModel(nn.Cell):
@@ -122,9 +109,10 @@ class QwenModel(nn.Cell):
 
     def __init__(self, config, kernels):
         super().__init__()
-        self.wte = Embedding(config, kernels)
+        self.wte = build_embedding(config, kernels)
         self.dropout = nn.Dropout(p=config.emb_dropout_prob)
-        self.layers = nn.CellList([DecoderLayer(config, kernels) for _ in range(config.num_layers)])
+        self.layers = nn.CellList([DecoderLayer(config, kernels, f"transformer.layers.{i}")
+                                   for i in range(config.num_layers)])
         self.ln_f = RMSNorm(config, kernels)
         self.kernels = kernels
         self.tables = RotaryTables(config)
@@ -136,15 +124,15 @@ class QwenModel(nn.Cell):
             self.ntk_cache = _zero_cache("ntk_cache", (config.cache_blocks,), ms.int32)
             self.scatter = ops.ScatterUpdate()
 
-    def construct(self, input_ids, prompt_lengths, batch_valid_length, block_tables, slot_mapping):
+    def construct(self, input_ids, prompt_lengths, batch_valid_length, block_tables, slot_mapping, q_seq_lens):
         ids = ops.reshape(input_ids, (-1,))
         layout = ()
         if slot_mapping is None:
             positions = ops.reshape(ops.cumsum(ops.ones_like(input_ids), 1) - 1, (-1,))
             rows = ops.reshape(ops.cumsum(ops.ones_like(input_ids), 0) - 1, (-1,))
         elif self.is_first_iteration:
-            positions, rows = _packed_positions(ids, batch_valid_length)
-            layout = self.kernels.prefill_layout(block_tables, batch_valid_length, positions, rows)
+            positions, rows = _packed_positions(ids, batch_valid_length, q_seq_lens)
+            layout = self.kernels.prefill_layout(block_tables, batch_valid_length, q_seq_lens, positions, rows)
         else:
             positions, rows = batch_valid_length - 1, None
             layout = self.kernels.decode_layout(block_tables, batch_valid_length)
@@ -168,15 +156,15 @@ class QwenModel(nn.Cell):
         return factors
 
     def _rotation(self, positions, rows, factors):
-        """cos and sin [T, D / 2] for the keys, and for the queries, which LogN scales."""
+        """What the kernels' layers rotate keys by, and queries, which LogN scales."""
         index = positions
         if factors is not None:
             index = positions + self.tables.length * (factors if rows is None else ops.gather(factors, rows, 0))
         cos, sin = ops.gather(self.tables.cos, index, 0), ops.gather(self.tables.sin, index, 0)
         if self.tables.logn is None or self.training:
-            return cos, sin, cos, sin
+            return self.kernels.rotation_layout(cos, sin, cos, sin)
         logn = ops.expand_dims(ops.gather(self.tables.logn, positions, 0), -1)
-        return cos, sin, cos * logn, sin * logn
+        return self.kernels.rotation_layout(cos, sin, cos * logn, sin * logn)
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
@@ -196,8 +184,10 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         batch_valid_length (Tensor): int32, B values: tokens of each sequence, those of this call included.
         block_tables (Tensor): int32 [B, blocks], see `qwen_kernels`. Only with `use_past`.
         slot_mapping (Tensor): int32 [T], the cache slot of each token of this call. Only with `use_past`.
-        prompt_lengths (Tensor): int32 [B], the lengths that dynamic NTK goes by where there is no cache.
+        prompt_lengths (Tensor): int32 [B], the lengths that dynamic NTK goes by; in decoding it goes by the prefill's.
             Default: `batch_valid_length`, or S.
+        q_seq_lens (Tensor): int32 [B], in prefill: tokens of each sequence in this call, its last ones; what stands
+            before them is in the cache. Default: all, `batch_valid_length`.
 
     Outputs:
         In training the mean loss, a float32 scalar. Otherwise float32 logits: [B, vocab_size] of each sequence's
@@ -216,7 +206,8 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         if ms.get_context("mode") != ms.GRAPH_MODE:
             logger.info("Qwen runs in graph mode: the context's mode is set to GRAPH_MODE.")
             ms.set_context(mode=ms.GRAPH_MODE)
-        config = QwenConfig.from_llama_config(config)
+        config = copy.copy(QwenConfig.from_llama_config(config))
+        config.quantization = agreed_quantization(config.quantization, config.checkpoint_name_or_path)
         config.validate()
         super().__init__(config, auto_prefix=True)
         kernels = build_kernels(config)
@@ -226,7 +217,7 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         # Weights that a checkpoint brings are not drawn at random first.
         with no_init_parameters() if config.checkpoint_name_or_path else contextlib.nullcontext():
             self.transformer = QwenModel(config, kernels)
-            self.lm_head = Linear(config, kernels, config.hidden_size, config.vocab_size)
+            self.lm_head = build_linear(config, kernels, "lm_head", config.hidden_size, config.vocab_size)
         self.kernels = kernels
         if kernels.jit_config and config.use_past:
             self.set_jit_config(kernels.jit_config)
@@ -236,54 +227,55 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         self.pad_token_id = config.pad_token_id
         self.use_past = config.use_past
         self.is_first_iteration = True
-        self.batches = {}  # phase -> the batch size that its graph is for
+        self.graphs = {}  # phase and sizes of the inputs -> the graph that MindSpore compiled for them
+        self.cache_owner = None  # whose sequences the key/value cache holds: who finds another's writes its own anew
         self.argmax = ops.argmax  # for MindFormers' own loop, whose mint.argmax only an NPU has
         self.load_checkpoint(config)
 
     def __call__(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
-                 prompt_lengths=None):
+                 prompt_lengths=None, q_seq_lens=None):
         """
         See the class. Outside training a graph takes any length: none is compiled again for a new one. But where the
         kernels don't mind how wide the block tables are, decoding has a graph for each batch size: it runs faster.
         """
         if batch_valid_length is not None and batch_valid_length.ndim != 1:  # MindFormers' own loop gives [1, B]
             batch_valid_length = Tensor(batch_valid_length.asnumpy().reshape(-1))
-        inputs = (input_ids, labels, batch_valid_length, block_tables, slot_mapping, prompt_lengths)
-        if not self.training:
-            self._declare(inputs)
-        return super().__call__(*inputs)
-
-    def _declare(self, inputs):
-        """Say which sizes of the inputs the next graph is for."""
-        is_static = inputs[4] is not None and not (self.is_first_iteration or self.kernels.reads_whole_tables)
-        batch = inputs[0].shape[0] if is_static else None
-        # In the phases prefill and increment MindSpore takes the graph of the last call, and does not look at inputs.
-        if self.batches.setdefault(self.phase, batch) != batch:
+        inputs = (input_ids, labels, batch_valid_length, block_tables, slot_mapping, prompt_lengths, q_seq_lens)
+        if self.training:
+            return super().__call__(*inputs)
+        is_static = slot_mapping is not None and not (self.is_first_iteration or self.kernels.reads_whole_tables)
+        sizes = tuple(None if x is None else x.shape if is_static else (None,) * x.ndim for x in inputs)
+        key = self.phase, *sizes
+        # In the phases prefill and increment MindSpore takes the graph under the phase's name in phase_cache, and does
+        # not look at the inputs.
+        if key in self.graphs:
+            self.phase_cache[self.phase] = self.graphs[key]
+        else:
             self.phase_cache.pop(self.phase, None)
-            self.batches[self.phase] = batch
-        if self.phase not in ("prefill", "increment") or self.phase not in self.phase_cache:
-            sizes = [x if x is None else x.shape if is_static else [None] * x.ndim for x in inputs]
-            self.set_inputs(*(x if x is None else Tensor(shape=size, dtype=x.dtype)
-                              for x, size in zip(inputs, sizes)))
+            self.set_inputs(*(x if x is None else Tensor(shape=size, dtype=x.dtype) for x, size in zip(inputs, sizes)))
+        out = super().__call__(*inputs)
+        if self.phase in ("prefill", "increment"):
+            self.graphs[key] = self.phase_cache[self.phase]
+        return out
 
     def construct(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
-                  prompt_lengths=None):
+                  prompt_lengths=None, q_seq_lens=None):
         """See the class."""
         batch, length = ops.shape(input_ids)
         lengths = batch_valid_length
         if prompt_lengths is None:
             prompt_lengths = ops.ones_like(input_ids).sum(-1) if lengths is None else lengths
         if self.training:
-            hidden = self.transformer(input_ids[:, :-1], prompt_lengths, None, None, None)
+            hidden = self.transformer(input_ids[:, :-1], prompt_lengths, None, None, None, None)
             return self._loss(self._logits(hidden), input_ids, labels)
-        hidden = self.transformer(input_ids, prompt_lengths, lengths, block_tables, slot_mapping)
+        hidden = self.transformer(input_ids, prompt_lengths, lengths, block_tables, slot_mapping, q_seq_lens)
         if lengths is None:
             return ops.reshape(self._logits(hidden), (batch, length, -1))
         if slot_mapping is None:
             rows = ops.cumsum(ops.ones_like(lengths), 0) - 1
             hidden = ops.gather(hidden, rows * length + lengths - 1, 0)
         elif self.is_first_iteration:
-            hidden = ops.gather(hidden, ops.cumsum(lengths, 0) - 1, 0)
+            hidden = ops.gather(hidden, ops.cumsum(lengths if q_seq_lens is None else q_seq_lens, 0) - 1, 0)
         return self._logits(hidden)
 
     def _logits(self, hidden):
@@ -309,6 +301,7 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         size = self.config.block_size
         self.block_mgr = BlockTables(self.config.cache_blocks, size, self.config.blocks_per_sequence * size)
         self.block_mgr.init_cache_engine(batch_size)
+        self.cache_owner = self.block_mgr
 
     def set_dynamic_inputs(self, **kwargs):
         """Nothing to do: `__call__` declares the inputs of every call."""
@@ -318,7 +311,7 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         self.add_flags(is_first_iteration=is_first_iteration)
         self.transformer.add_flags(is_first_iteration=is_first_iteration)
         for layer in self.transformer.layers:
-            layer.attention.add_flags(is_first_iteration=is_first_iteration)
+            layer.add_flags(is_first_iteration=is_first_iteration)
 
     def load_checkpoint(self, config):
         """Load `config.checkpoint_name_or_path`, if there is one: see `qwen_checkpoint.load_weights`."""
@@ -327,9 +320,15 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
             self.init_parameters_data()
 
     def fuse_weight_from_ckpt(self, ckpt_dict):
-        """What the Trainer calls with a checkpoint before it loads it: here it is checked."""
-        check_weights(self, {name: parameter.shape for name, parameter in ckpt_dict.items()})
-        return ckpt_dict
+        """What the Trainer calls with a checkpoint before it loads it: see `qwen_checkpoint.prepare_weights`."""
+        return prepare_weights(self, ckpt_dict)
+
+    def set_train(self, mode=True):
+        """As of any Cell. Raises ValueError where quantised weights are to be trained."""
+        if mode and self.config.quantization:
+            raise ValueError("a quantised model can't be trained: load the unquantised checkpoint, or one that "
+                             "convert_weight.py --dequantize wrote")
+        return super().set_train(mode)
 
     def kvcache(self, layer_idx):
         """The key cache and the value cache of a layer."""
@@ -346,9 +345,9 @@ def _zero_cache(name, shape, dtype):
     return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)
 
 
-def _packed_positions(ids, lengths):
+def _packed_positions(ids, lengths, queries):
     """Position [T] in its own sequence, and sequence [T], of each token of packed sequences."""
-    ends = ops.cumsum(lengths, 0)
+    ends = ops.cumsum(lengths if queries is None else queries, 0)
     order = ops.cumsum(ops.ones_like(ids), 0) - 1
     rows = ops.cast(ops.expand_dims(order, -1) >= ops.expand_dims(ends, 0), ms.int32).sum(-1)
     return order - ops.gather(ends - lengths, rows, 0), rows

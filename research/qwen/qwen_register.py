@@ -1,8 +1,8 @@
 """
 Registers Qwen with MindFormers as soon as MindFormers is imported, so that a `Trainer` finds what a YAML names.
 
-`scripts/setup.sh` has Python import this at start-up (by a .pth file). Where that was not done, `import qwen_model`
-does the same.
+`scripts/setup.sh` has Python import this at start-up (by a .pth file). Where that was not done, and where another module
+of this project was imported before MindFormers, `import qwen_model` does the same.
 """
 import importlib.abc
 import importlib.util
@@ -24,6 +24,8 @@ class _AfterMindFormers(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             import_mindformers(module)
+            if any(name.startswith("qwen_") for name in sys.modules if name != __name__):
+                return  # a module of this project is what imports MindFormers: qwen_model can't be imported inside it
             try:
                 importlib.import_module("qwen_model")
             except ImportError as error:

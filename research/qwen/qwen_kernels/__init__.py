@@ -8,46 +8,66 @@ Elementary operations:
 
     rms_norm(x, weight, epsilon)            x [T, hidden] -> [T, hidden] in x's type, computed in float32
     linear(x, weights)                      x [T, in] -> [T, out]. weights is what `Linear.weights()` gives: (weight
-                                            [out, in], bias [out] or None)
+                                            [out, in], bias [out] or None), or what `QuantLinear.weights()` gives:
+                                            (weight, scales, zeros, order [in] int32 or None, bias [out] or None), the
+                                            first three as `prepare_quantised` made them
+    dequantise(weight, scales, zeros)       rows [R, in] of a quantised weight, as checkpoints hold it
     rotary(x, cos, sin)                     x [T, H, D], cos and sin [T, D / 2] float32 -> [T, H, D] in x's type,
                                             rotated in float32; pairs are (i, i + D / 2)
     swiglu(up, gate)                        [T, width] each -> up * silu(gate)
     cache_write(key, value, caches, slot_mapping)
                                             key and value [T, H, D] go to slots slot_mapping [T] int32 of the two
                                             caches (Parameters, in place) -> the caches as the reading ops must take
-                                            them, which keeps the order of writing and reading
+                                            them, which keeps the order of writing and reading. For the prefill of an
+                                            8-bit cache also rows [T] and lengths [B], see below
     causal_attention(query, key, value)     [B, S, H, D] each -> [B, S, H * D]: whole sequences, without a cache
     prefill_attention(query, key, value, caches, layout)
                                             packed [T, H, D] each -> [T, H * D]; a token sees what stands before it
                                             in its own sequence
     decode_attention(query, caches, layout) query [B, H, D], the last token of each sequence -> [B, H * D]
 
-The two halves of a layer, each defined in `portable` by the elementary operations, and fused where a set can:
+A layer, which `portable` defines by the elementary operations, and which is fused where a set can:
 
-    attention(x, norm, wq, wk, wv, wo, rotation, caches, slot_mapping, layout, prefill)
-                                            x + wo(attention of the normalised x) [T, hidden]. norm is (weight,
-                                            epsilon), wq ... are weights; rotation is (cos, sin, query_cos, query_sin):
-                                            LogN scales the query, rotation is linear, so the scale comes folded into
-                                            the query's cos and sin
-    attention_whole(x, norm, wq, wk, wv, wo, rotation, input_ids)
+    layer(x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill)
+                                            y = x + wo(attention of the normalised x), then y + w2(w1(z) * silu(w3(z))),
+                                            z the normalised y; [T, hidden]. attention is (norm, wq, wk, wv, wo) and
+                                            feed_forward (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq
+                                            ... are weights
+    layer_whole(x, attention, feed_forward, rotation, input_ids)
                                             the same on whole sequences, the tokens of input_ids [B, S], no cache
-    feed_forward(x, norm, w1, w2, w3)       x + w2(w1(y) * silu(w3(y))), y the normalised x
 
 And what belongs to them:
 
     dtype                                   the type of weights, activations and caches
     jit_config                              what outside training the graph must be compiled with (JitConfig), or None
     reads_whole_tables                      whether decoding takes longer the wider block_tables is
+    faster_whole_prefill                    whether a prefill of whole sequences, with queries None, is worth a graph of
+                                            its own
+    quantised_parameters(outputs, inputs)   {"weight", "scales", "zeros": (shape, type)}: how the set holds a quantised
+                                            linear
+    prepare_quantised(weight, scales, zeros)
+                                            numpy arrays as `qwen_quantization` has them -> those that it holds
     cache_shape(config)                     shape of the key cache, and of the value cache, of one layer
-    prefill_layout(block_tables, lengths, positions, rows)
+    cache_scales_shape(config)              of their scales, where they are of 8 bits
+    rotation_layout(cos, sin, query_cos, query_sin)
+                                            `rotation` of the layers of one call, computed once, from [T, D / 2] float32
+                                            each. LogN scales the query; rotation is linear, so the scale comes folded
+                                            into the query's cos and sin
+    prefill_layout(block_tables, lengths, queries, positions, rows)
                                             what one prefill's layers share, computed once; positions and rows [T]
-                                            int32: where in which sequence each token stands
+                                            int32: where in which sequence each token stands; queries [B] int32: how
+                                            many of each sequence's tokens this call has, its last ones, or None: all
     decode_layout(block_tables, lengths)    the same for one decode step
 
 The cache is paged: the token at position p of sequence b has slot `block_tables[b, p // block_size] * block_size
 + p % block_size`. block_tables [B, blocks] int32 may be as narrow as the longest sequence needs; entries beyond a
 sequence's end are not read (MindFormers fills them with -1). lengths [B] int32 counts the tokens of each sequence,
 the ones of this call included.
+
+caches are (key, value), of `cache_shape`, in `dtype`. With `use_cache_quantization` they are (key, value, key scales,
+value scales), the first two in uint8, the others float32 of `cache_scales_shape`, which each slot has H scales and then
+H zeros in: a head of a token is scale * (level - zero). A head's scale and zero span all tokens that one call writes for
+a sequence, as in the reference: prompts therefore depend on how much of them was cached before, in the last level.
 
 `portable`, plain MindSpore operations, is the definition that every other set is tested against.
 """

@@ -14,33 +14,54 @@ and 9.0, on hiascend.com):
                         training products.
     cache_write         ReshapeAndCache. float16, bfloat16. Caches [blocks, block_size, H, D]. Its documentation says
                         [T, H, D] for the keys, its own shape check and MindFormers' calls [T, H * D].
+    8-bit cache         The portable composition, attention included: PagedAttention takes scales of an int8 cache for each
+                        channel, the same for all tokens, or for each token, the same for all heads (its docstring).
     decode_attention    PagedAttention. float16, bfloat16. Transformer Boost, PagedAttentionOperation: block_size a
                         multiple of 16, head size up to 256, block_size * head size up to 128 * 128.
     prefill_attention   FlashAttentionScore, layout TH, as MindFormers calls it for packed prompts: the length of each
                         sequence (not their running sums) and a causal tile [128, 128]. float16, bfloat16, head sizes
                         that are multiples of 16. CANN aclnnFlashAttentionScore: Atlas A2, not Atlas training products.
+                        Where sequences begin in the cache: PagedAttention with several queries a sequence, as
+                        MindFormers calls it for chunk_prefill: the queries' lengths and an addend [T, span] in the
+                        queries' type. Transformer Boost, PagedAttentionOperation, MASK_TYPE_SPEC: mask [num_tokens,
+                        max_seq_len], Atlas A2.
     causal_attention    FlashAttentionScore in training, for its gradient: layout BSH, sparse_mode 2. Outside training,
                         without a cache, the portable composition.
+    quantised linear    WeightQuantBatchMatmul. x float16 or bfloat16, scales and offsets in x's type, levels in int8 or
+                        int4 (two in a byte, the first one low), [in, out] with scales [groups, out] for groups whose
+                        size is a multiple of 32, [out, in] with scales [out] for one group; in and out up to 65535.
+                        w = (level + offset) * scale, so that levels are stored less half of their number, and offset is
+                        that half less the zero. Its bias is added apart: in bfloat16 CANN wants it in float32, which
+                        MindSpore's type check refuses. CANN aclnnWeightQuantBatchMatmulV2: Atlas A2, not Atlas training
+                        products. What it does not serve is dequantised at each step, by the portable composition.
     linear, swiglu      The portable MatMul, Add, SiLU and Mul. Swiglu wants both halves in one tensor, and joining them
                         moves more memory than SiLU and Mul do. CANN aclnnSilu: Atlas A2 and Atlas training products.
 
 ReshapeAndCache, PagedAttention and ApplyRotaryPosEmb exist only with MindSpore's `infer_boost`, which MindFormers
 switches on for predictions. MindSpore 2.9 ships its kernels for the 910B, none for the 910A, though Transformer Boost
 lists Atlas training products for the first two. The attention kernels of `infer_boost` take the sequences' lengths from
-the graph's input of the name `batch_valid_length`.
+the graph's input of the name `batch_valid_length`, and those of the queries from that of the name `q_seq_lens`.
 """
 import mindspore as ms
 import numpy as np
 from mindformers.version_control import need_nz
 from mindspore import Tensor, ops
-from mindspore.ops.auto_generate import ApplyRotaryPosEmb, FlashAttentionScore, PagedAttention, ReshapeAndCache
+from mindspore.ops.auto_generate import (
+    ApplyRotaryPosEmb,
+    FlashAttentionScore,
+    PagedAttention,
+    ReshapeAndCache,
+    WeightQuantBatchMatmul,
+)
 
 from qwen_kernels.portable import PortableKernels
+from qwen_quantization import pack, unpack
 
 __all__ = ["AscendKernels"]
 
 SOCS = ("910A", "910B")
 ALL_TOKENS = 2147483647
+MOST_QUANTISED = 65535  # inputs, and outputs, of WeightQuantBatchMatmul
 
 
 class AscendKernels(PortableKernels):
@@ -67,12 +88,18 @@ class AscendKernels(PortableKernels):
             raise ValueError(f"soc: expected one of {', '.join(SOCS)}, found {soc!r}")
         self.dtype = config.compute_dtype
         self.fuses_norm = soc == "910B"
-        self.fuses_attention = (soc == "910B" and self.dtype in (ms.float16, ms.bfloat16)
+        self.fuses_attention = (soc == "910B" and self.dtype in (ms.float16, ms.bfloat16) and not self.has_8_bit_cache
                                 and self.head_size % 16 == 0 and self.block_size % 16 == 0
                                 and self.head_size <= 256 and self.block_size * self.head_size <= 128 * 128)
+        self.faster_whole_prefill = self.fuses_attention
         # ApplyRotaryPosEmb has no gradient, and rotates q and k alike, where LogN scales q alone.
         scales_query = config.use_logn_attn and config.seq_length > config.train_seq_length
         self.fuses_rotary = self.fuses_attention and config.use_past and not scales_query
+        self.fuses_quantised = (soc == "910B" and self.dtype in (ms.float16, ms.bfloat16)
+                                and self.quantization is not None)
+        if self.fuses_quantised:
+            self.matmul_of_one_group = WeightQuantBatchMatmul(False, True, 0)
+            self.matmul_of_groups = WeightQuantBatchMatmul(False, False, max(self.quantization.group_size, 0))
         if self.fuses_attention:
             self.apply_rotary = ApplyRotaryPosEmb(2)
             self.reshape_and_cache = ReshapeAndCache()
@@ -89,9 +116,46 @@ class AscendKernels(PortableKernels):
             return ops.rms_norm(x, weight, epsilon)[0]
         return super().rms_norm(x, weight, epsilon)
 
-    def cache_write(self, key, value, caches, slot_mapping):
+    def linear(self, x, weights):
+        if len(weights) == 2 or weights[0].dtype == ms.uint8:
+            return super().linear(x, weights)
+        weight, scales, offsets, order, bias = weights
+        x = x if order is None else ops.gather(x, order, 1)
+        matmul = self.matmul_of_one_group if len(scales.shape) == 1 else self.matmul_of_groups
+        product = matmul(x, weight, scales, offsets, None, None, None)
+        return product if bias is None else product + bias
+
+    def quantised_parameters(self, outputs, inputs):
+        """What WeightQuantBatchMatmul takes: `zeros` are its offsets."""
+        groups = self._fused_groups(outputs, inputs)
+        if groups is None:
+            return super().quantised_parameters(outputs, inputs)
+        bits = self.quantization.bits
+        rows, columns, scales = (outputs, inputs, (outputs,)) if groups == 1 else (inputs, outputs, (groups, outputs))
+        return {"weight": ((rows, columns * bits // 8), ms.int8 if bits == 8 else ms.qint4x2),
+                "scales": (scales, self.dtype), "zeros": (scales, self.dtype)}
+
+    def prepare_quantised(self, weight, scales, zeros):
+        """Signed levels; scales and offsets as WeightQuantBatchMatmul takes them."""
+        bits, outputs = self.quantization.bits, len(weight)
+        groups = self._fused_groups(outputs, weight.shape[1] * 8 // bits)
+        if groups is None:
+            return super().prepare_quantised(weight, scales, zeros)
+        half = 2 ** (bits - 1)
+        levels = unpack(weight, bits) ^ np.uint8(half)  # in two's complement, less half
+        levels = pack(levels if groups == 1 else np.ascontiguousarray(levels.T), bits).view(np.int8)
+        offsets = half - zeros.astype(np.float32)
+        return (levels, scales[:, 0], offsets[:, 0]) if groups == 1 else (levels, scales.T, offsets.T)
+
+    def _fused_groups(self, outputs, inputs):
+        """The groups of a quantised linear that WeightQuantBatchMatmul serves, else None."""
+        groups, size = self.quantization.groups(inputs), self.quantization.group_size
+        fits = max(outputs, inputs) <= MOST_QUANTISED and inputs % 2 == outputs % 2 == 0
+        return groups if self.fuses_quantised and fits and (groups == 1 or size % 32 == 0) else None
+
+    def cache_write(self, key, value, caches, slot_mapping, rows=None, lengths=None):
         if not self.fuses_attention:
-            return super().cache_write(key, value, caches, slot_mapping)
+            return super().cache_write(key, value, caches, slot_mapping, rows, lengths)
         key_cache, value_cache = caches
         written = self.reshape_and_cache(self._flat(key), self._flat(value), key_cache, value_cache, slot_mapping)
         return ops.depend(key_cache, written), ops.depend(value_cache, written)
@@ -105,6 +169,9 @@ class AscendKernels(PortableKernels):
     def prefill_attention(self, query, key, value, caches, layout):
         if not self.fuses_attention:
             return super().prefill_attention(query, key, value, caches, layout)
+        if len(layout) > 1:
+            block_tables, lengths, queries, mask = layout
+            return self.paged_attention(self._flat(query), *caches, block_tables, lengths, None, None, mask, queries)
         (lengths,) = layout
         # The cache is not read here: without this dependence the graph would lose the writing of it.
         query = ops.depend(query, caches)
@@ -129,11 +196,15 @@ class AscendKernels(PortableKernels):
             return super().cache_shape(config)
         return config.cache_blocks, config.block_size, config.num_heads, config.kv_channels
 
-    def prefill_layout(self, block_tables, lengths, positions, rows):
-        """(lengths,) for the fused primitive."""
+    def prefill_layout(self, block_tables, lengths, queries, positions, rows):
+        """(lengths,) for FlashAttentionScore, (block_tables, lengths, queries, mask [T, span]) for PagedAttention."""
         if not self.fuses_attention:
-            return super().prefill_layout(block_tables, lengths, positions, rows)
-        return (lengths,)
+            return super().prefill_layout(block_tables, lengths, queries, positions, rows)
+        if queries is None:
+            return (lengths,)
+        places, _ = self._context(block_tables)
+        unseen = ops.cast(ops.expand_dims(places, 0) > ops.expand_dims(positions, 1), self.dtype)
+        return block_tables, lengths, queries, unseen * -10000.0
 
     def decode_layout(self, block_tables, lengths):
         """(block_tables, lengths) for the fused primitive."""

@@ -12,6 +12,7 @@ from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType
 
 from qwen_kernels.portable import PortableKernels
+from qwen_quantization import unpack
 
 __all__ = ["CpuKernels", "KernelsUnavailable", "build_library"]
 
@@ -80,59 +81,114 @@ class CpuKernels(PortableKernels):
 
     def __init__(self, config):
         super().__init__(config)
+        group_size = self.quantization.group_size if self.quantization else 0
+        if self.quantization and self.quantization.bits == 4 and group_size > 1 and group_size % 2:
+            raise KernelsUnavailable(f"4-bit weights: expected an even group_size, found {group_size}")
+        if self.has_8_bit_cache:
+            raise KernelsUnavailable("the cpu set has no kernels for an 8-bit cache")
         library = build_library()
-
-        def custom(name, inputs):
-            info = CustomRegOp(f"{name}{inputs}").target("CPU")
-            for i in range(inputs):
-                info = info.input(i, f"x{i}")
-            info = info.output(0, "y").dtype_format(*[DataType.None_None] * (inputs + 1)).get_op_info()
-            return ops.Custom(f"{library}:{name}", out_dtype=ms.float32, func_type="aot", reg_info=info)
-
         self.portable = PortableKernels(config)
-        self.epsilon = Tensor([config.rms_norm_eps], ms.float32)
-        self.tokens_a_block = Tensor([config.block_size], ms.int32)
-        self.norm_op = custom("QwenRmsNorm", 3)
-        self.linear_op, self.biased_linear_op = custom("QwenLinear", 2), custom("QwenLinear", 3)
-        self.attention_op = custom("QwenAttention", 21)
-        self.attention_whole_op = custom("QwenAttentionWhole", 15)
-        self.feed_forward_op = custom("QwenFeedForward", 6)
+        has_zeros = self.quantization is not None and not self.quantization.sym
+        self.settings = Tensor([config.rms_norm_eps, group_size, has_zeros], ms.float32)
+        # What a quantised linear has besides its weight: scales, perhaps zeros and an order. Any of them may be quantised.
+        more = (0, 2 - self.quantization.sym + self.quantization.desc_act) if self.quantization else (0,)
+        self.norm_op = _custom_op(library, "QwenRmsNorm", 3)
+        self.linear_op = _custom_ops(library, "QwenLinear", [3 + bias + parts for bias in (0, 1) for parts in more])
+        in_layer = [linears * parts for linears in range(8) for parts in more]
+        self.layer_op = _custom_ops(library, "QwenLayer", [20 + parts for parts in in_layer])
+        self.layer_whole_op = _custom_ops(library, "QwenLayerWhole", [16 + parts for parts in in_layer])
 
     def rms_norm(self, x, weight, epsilon):
         """See PortableKernels."""
         if self.training:
             return self.portable.rms_norm(x, weight, epsilon)
-        return self.norm_op(x, weight, self.epsilon)
+        return self.norm_op(x, self.settings, weight)
 
     def linear(self, x, weights):
         """See PortableKernels."""
         if self.training:
             return self.portable.linear(x, weights)
-        weight, bias = weights
-        return self.linear_op(x, weight) if bias is None else self.biased_linear_op(x, weight, bias)
+        inputs = (x, self.settings) + self._present(weights)
+        return self.linear_op[len(inputs)](*inputs)
 
-    def attention(self, x, norm, wq, wk, wv, wo, rotation, caches, slot_mapping, layout, prefill):
+    def layer(self, x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill):
         """See PortableKernels; one kernel serves prefill and decoding."""
-        block_tables, lengths, queries = layout
-        return self.attention_op(x, norm[0], self.epsilon, *wq, *wk, *wv, wo[0], *rotation, *caches, slot_mapping,
-                                 block_tables, lengths, queries, self.tokens_a_block)
+        inputs = (x, self.settings) + self._weights(attention, feed_forward) + (rotation, *caches, slot_mapping, *layout)
+        return self.layer_op[len(inputs)](*inputs)
 
-    def attention_whole(self, x, norm, wq, wk, wv, wo, rotation, input_ids):
+    def layer_whole(self, x, attention, feed_forward, rotation, input_ids):
         """See PortableKernels."""
         if self.training:
-            return self.portable.attention_whole(x, norm, wq, wk, wv, wo, rotation, input_ids)
-        return self.attention_whole_op(x, norm[0], self.epsilon, *wq, *wk, *wv, wo[0], *rotation, input_ids)
+            return self.portable.layer_whole(x, attention, feed_forward, rotation, input_ids)
+        inputs = (x, self.settings) + self._weights(attention, feed_forward) + (rotation, input_ids)
+        return self.layer_whole_op[len(inputs)](*inputs)
 
-    def feed_forward(self, x, norm, w1, w2, w3):
-        """See PortableKernels."""
+    def rotation_layout(self, cos, sin, query_cos, query_sin):
+        """One tensor [4, T, D / 2]: an operator's inputs cost time, each its microsecond."""
         if self.training:
-            return self.portable.feed_forward(x, norm, w1, w2, w3)
-        return self.feed_forward_op(x, norm[0], self.epsilon, w1[0], w2[0], w3[0])
+            return self.portable.rotation_layout(cos, sin, query_cos, query_sin)
+        return ops.stack((cos, sin, query_cos, query_sin))
 
-    def prefill_layout(self, block_tables, lengths, positions, rows):
-        """(block_tables, lengths, how many of the packed tokens are each sequence's)."""
-        return block_tables, lengths, lengths
+    def prefill_layout(self, block_tables, lengths, queries, positions, rows):
+        """(block_tables, sequences [3, B]: their lengths, how many of the packed tokens are theirs, block_size)."""
+        return self._layout(block_tables, lengths, lengths if queries is None else queries)
 
     def decode_layout(self, block_tables, lengths):
         """The same; one token is each sequence's."""
-        return block_tables, lengths, ops.ones_like(lengths)
+        return self._layout(block_tables, lengths, ops.ones_like(lengths))
+
+    def _layout(self, block_tables, lengths, queries):
+        return block_tables, ops.stack((lengths, queries, ops.ones_like(lengths) * self.block_size))
+
+    def prepare_quantised(self, weight, scales, zeros):
+        """
+        8 bits as signed numbers, less half of the range. Of 4 bits, 32 levels of a group at a time in 16 bytes: inputs
+        0 .. 15 in the low halves, 16 .. 31 in the high ones, which unpacking to vectors takes the fewest steps for;
+        what is left of a group stays two a byte.
+        """
+        half_range = 2 ** (self.quantization.bits - 1)
+        if self.quantization.sym and (zeros != half_range).any():
+            raise ValueError(f"quantization: sym: expected all zeros to be {half_range}, found "
+                             f"{zeros[zeros != half_range][0]}: set it to false")
+        if self.quantization.bits == 8:
+            return weight ^ 0x80, scales, zeros
+        half = weight.shape[1] if self.quantization.group_size == -1 else self.quantization.group_size // 2
+        prepared = weight.copy()
+        for first in range(0, weight.shape[1], half):
+            last = first + min(half, weight.shape[1] - first) // 16 * 16
+            levels = unpack(weight[:, first:last].reshape(len(weight), -1, 16), 4)
+            prepared[:, first:last] = (levels[..., :16] | levels[..., 16:] << 4).reshape(len(weight), -1)
+        return prepared, scales, zeros
+
+    def _weights(self, attention, feed_forward):
+        """In the order of csrc/ops.cc: a layer's norms and weights one behind the other."""
+        weights = ()
+        for half in (attention, feed_forward):
+            weights += (half[0][0],)
+            for linear in half[1:]:
+                weights += self._present(linear)
+        return weights
+
+    def _present(self, weights):
+        """Without what is None, and without zeros that are all the same."""
+        if len(weights) == 5 and self.quantization.sym:
+            weights = weights[:2] + weights[3:]
+        present = ()
+        for part in weights:
+            if part is not None:
+                present += (part,)
+        return present
+
+
+def _custom_op(library, name, inputs):
+    """The operator of csrc/ops.cc, for so many inputs."""
+    info = CustomRegOp(f"{name}{inputs}").target("CPU")
+    for i in range(inputs):
+        info = info.input(i, f"x{i}")
+    info = info.output(0, "y").dtype_format(*[DataType.None_None] * (inputs + 1)).get_op_info()
+    return ops.Custom(f"{library}:{name}", out_dtype=ms.float32, func_type="aot", reg_info=info)
+
+
+def _custom_ops(library, name, counts):
+    """{inputs: operator}"""
+    return {count: _custom_op(library, name, count) for count in sorted(set(counts))}

@@ -5,6 +5,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from qwen_quantization import Quantization, unpack
+
 __all__ = ["PortableKernels"]
 
 # Added to the score of a position that must not be seen. Finite, so that a row with nothing to see stays finite.
@@ -15,6 +17,7 @@ class PortableKernels(nn.Cell):
     """See `qwen_kernels` for the operations and their shapes."""
 
     reads_whole_tables = True
+    faster_whole_prefill = False
     jit_config = None
 
     def __init__(self, config):
@@ -27,8 +30,12 @@ class PortableKernels(nn.Cell):
         self.width = config.num_heads * config.kv_channels
         self.scale = 1.0 / math.sqrt(config.kv_channels)
         self.offsets = Tensor(np.arange(config.block_size), ms.int32)
+        self.quantization = Quantization.from_dict(config.quantization)
+        self.halves = Tensor(unpack(np.arange(256, dtype=np.uint8)[:, None], 4), ms.float32)  # of each byte
         self.matmul = ops.MatMul(transpose_b=True)
         self.scatter = ops.ScatterUpdate()
+        self.has_8_bit_cache = config.use_cache_quantization
+        self.segment_max = ops.UnsortedSegmentMax()
         self.score = ops.BatchMatMul(transpose_b=True)
         self.weigh = ops.BatchMatMul()
 
@@ -42,9 +49,33 @@ class PortableKernels(nn.Cell):
 
     def linear(self, x, weights):
         """x @ weight.T + bias."""
-        weight, bias = weights
+        if len(weights) == 2:
+            weight, bias = weights
+        else:
+            weight, scales, zeros, order, bias = weights
+            weight = self.dequantise(weight, scales, zeros)
+            x = x if order is None else ops.gather(x, order, 1)
         product = self.matmul(x, weight)
         return product if bias is None else product + bias
+
+    def dequantise(self, weight, scales, zeros):
+        """
+        Rows [R, inputs] of a quantised weight: the levels less their zeros, times their scales, computed in float32.
+        Source: `qwen_quantization.dequantise`.
+        """
+        inputs, groups = weight.shape[1] * 8 // self.quantization.bits, scales.shape[1]
+        size = inputs if groups == 1 else self.quantization.group_size
+        if self.quantization.bits == 4:
+            levels = ops.reshape(ops.gather(self.halves, ops.cast(weight, ms.int32), 0), (-1, inputs))
+        else:
+            levels = ops.cast(weight, ms.float32)
+        scales, zeros = (ops.expand_dims(ops.cast(part, ms.float32), -1) for part in (scales, zeros))
+        if groups * size == inputs:
+            levels = ops.reshape(levels, (-1, groups, size))
+        else:
+            ones = ops.ones((size,), ms.float32)
+            scales, zeros = (ops.reshape(part * ones, (-1, groups * size))[:, :inputs] for part in (scales, zeros))
+        return ops.cast(ops.reshape((levels - zeros) * scales, (-1, inputs)), self.dtype)
 
     def rotary(self, x, cos, sin):
         """Rotate the pairs (i, i + D / 2) of each head. Source: Su et al., arXiv:2104.09864."""
@@ -56,8 +87,15 @@ class PortableKernels(nn.Cell):
         """up * silu(gate). Source: Shazeer, arXiv:2002.05202."""
         return up * ops.silu(gate)
 
-    def cache_write(self, key, value, caches, slot_mapping):
+    def cache_write(self, key, value, caches, slot_mapping, rows=None, lengths=None):
         """Rows of the caches, in place."""
+        if len(caches) == 4:
+            key, key_scales = self._to_8_bits(key, rows, lengths)
+            value, value_scales = self._to_8_bits(value, rows, lengths)
+            written = ()
+            for cache, new in zip(caches, (key, value, key_scales, value_scales)):
+                written += (self.scatter(cache, slot_mapping, new),)
+            return written
         key_cache, value_cache = caches
         return (self.scatter(key_cache, slot_mapping, ops.reshape(key, (-1, self.width))),
                 self.scatter(value_cache, slot_mapping, ops.reshape(value, (-1, self.width))))
@@ -70,7 +108,7 @@ class PortableKernels(nn.Cell):
 
     def prefill_attention(self, query, key, value, caches, layout):
         """Unpack to a padded batch, attend to the cache, pack."""
-        slots, mask, unpack, pack = layout
+        slots, mask, unpack, pack = layout[:4]
         padded = self._softmax_attention(ops.gather(query, unpack, 0), *self._read(caches, slots), mask)
         return ops.gather(ops.reshape(padded, (-1, self.width)), pack, 0)
 
@@ -90,7 +128,10 @@ class PortableKernels(nn.Cell):
     def attend(self, qkv, rotation, caches, slot_mapping, layout, prefill):
         """Rotate, write to the cache, attend."""
         query, key, value = self._rotated(qkv, rotation)
-        caches = self.cache_write(key, value, caches, slot_mapping)
+        if prefill and len(caches) == 4:
+            caches = self.cache_write(key, value, caches, slot_mapping, *layout[4:])
+        else:
+            caches = self.cache_write(key, value, caches, slot_mapping)
         if prefill:
             return self.prefill_attention(query, key, value, caches, layout)
         return self.decode_attention(query, caches, layout)
@@ -126,24 +167,56 @@ class PortableKernels(nn.Cell):
         """x + feed_forward(norm(x))."""
         return self.linear_add(self.norm_swiglu(x, norm, w1, w3), w2, x)
 
+    # A layer
+
+    def layer(self, x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill):
+        """Its halves, with the cache."""
+        x = self.attention(x, *attention, rotation, caches, slot_mapping, layout, prefill)
+        return self.feed_forward(x, *feed_forward)
+
+    def layer_whole(self, x, attention, feed_forward, rotation, input_ids):
+        """Its halves, without a cache."""
+        return self.feed_forward(self.attention_whole(x, *attention, rotation, input_ids), *feed_forward)
+
     # What belongs to them
+
+    def quantised_parameters(self, outputs, inputs):
+        """As in a checkpoint, the scales in float32, which holds them whatever their type was."""
+        shapes = self.quantization.shapes(outputs, inputs)
+        return {"weight": (shapes["weight"], ms.uint8), "scales": (shapes["scales"], ms.float32),
+                "zeros": (shapes["zeros"], ms.uint8)}
+
+    def prepare_quantised(self, weight, scales, zeros):
+        """As they are."""
+        return weight, scales, zeros
 
     @staticmethod
     def cache_shape(config):
         """One row a slot, so that writing and reading are plain row operations."""
         return config.cache_blocks * config.block_size, config.num_heads * config.kv_channels
 
-    def prefill_layout(self, block_tables, lengths, positions, rows):
+    @staticmethod
+    def cache_scales_shape(config):
+        """A slot's scales of each head, then its zeros of each."""
+        return config.cache_blocks * config.block_size, 2 * config.num_heads
+
+    def rotation_layout(self, cos, sin, query_cos, query_sin):
+        """As they are."""
+        return cos, sin, query_cos, query_sin
+
+    def prefill_layout(self, block_tables, lengths, queries, positions, rows):
         """
-        (slots [B, span] of the cache to read, mask [span, span], index [B, span] of the packed token at a place of
-        the padded batch, index [T] of the place of a packed token in the flattened padded batch).
+        (slots [B, span] of the cache to read, mask [span, span], index [B, span] of the packed token at a position of
+        the padded batch, or of any where there is none, index [T] of the place of a packed token in the flattened
+        padded batch), and with an 8-bit cache rows and lengths.
         """
         places, slots = self._context(block_tables)
-        ends = ops.expand_dims(ops.cumsum(lengths, 0), -1)
-        unpack = ops.minimum(ends - ops.expand_dims(lengths, -1) + places, ends - 1)
+        ends = ops.expand_dims(ops.cumsum(lengths if queries is None else queries, 0), -1)
+        unpack = ops.maximum(ops.minimum(ends - ops.expand_dims(lengths, -1) + places, ends - 1), 0)
         pack = rows * ops.shape(places)[0] + positions
         mask = ops.expand_dims(places, 0) > ops.expand_dims(places, 1)
-        return slots, mask, unpack, pack
+        layout = slots, mask, unpack, pack
+        return layout + (rows, lengths) if self.has_8_bit_cache else layout
 
     def decode_layout(self, block_tables, lengths):
         """(slots [B, span] of the cache to read, mask [B, 1, 1, span])."""
@@ -167,9 +240,37 @@ class PortableKernels(nn.Cell):
     def _read(self, caches, slots):
         """Keys and values [B, span, H, D] of the slots [B, span]."""
         shape = ops.shape(slots) + (self.heads, self.head_size)
-        key_cache, value_cache = caches
-        return (ops.reshape(ops.gather(key_cache, slots, 0), shape),
-                ops.reshape(ops.gather(value_cache, slots, 0), shape))
+        key, value = ops.gather(caches[0], slots, 0), ops.gather(caches[1], slots, 0)
+        if len(caches) == 4:
+            return self._from_8_bits(key, caches[2], slots, shape), self._from_8_bits(value, caches[3], slots, shape)
+        return ops.reshape(key, shape), ops.reshape(value, shape)
+
+    def _to_8_bits(self, x, rows, lengths):
+        """
+        x [T, H, D] as levels [T, H * D] uint8, with their scales and zeros [T, 2 * H]: x is about scale * (level - zero).
+        The tokens of one sequence in this call share a head's; without `rows` each token has its own.
+
+        Source: quantize_cache_v in https://huggingface.co/Qwen/Qwen-7B/blob/main/modeling_qwen.py
+        """
+        x = ops.cast(x, ms.float32)
+        high, low = ops.amax(x, -1), ops.amin(x, -1)
+        if rows is not None:
+            sequences = ops.shape(lengths)[0]
+            high = ops.gather(self.segment_max(high, rows, sequences), rows, 0)
+            low = -ops.gather(self.segment_max(-low, rows, sequences), rows, 0)
+        span = high - low
+        # What is all one number has no span: its level is 0, and its zero is that number, with the opposite sign.
+        scale = ops.select(span > 0, span / 255.0, ops.ones_like(span))
+        zero = -low / scale
+        levels = x / ops.expand_dims(scale, -1) + ops.expand_dims(zero, -1)
+        # Not rounded, but cut off: as the reference does it.
+        levels = ops.cast(ops.clamp(levels, 0.0, 255.0), ms.uint8)
+        return ops.reshape(levels, (-1, self.width)), ops.concat((scale, zero), -1)
+
+    def _from_8_bits(self, levels, scales, slots, shape):
+        """[B, span, H, D] of levels [B, span, H * D] uint8 and the scales of all slots."""
+        scale, zero = ops.chunk(ops.expand_dims(ops.gather(scales, slots, 0), -1), 2, 2)
+        return ops.cast(scale * (ops.reshape(ops.cast(levels, ms.float32), shape) - zero), self.dtype)
 
     def _softmax_attention(self, query, key, value, mask):
         """softmax(q k / sqrt(D), masked) v, the softmax in float32: q [B, Q, H, D], k and v [B, K, H, D]."""

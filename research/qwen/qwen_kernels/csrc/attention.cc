@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "kernels.h"
-#include "parallel.h"
 #include "simd.h"
 
 namespace qwen {
@@ -69,26 +68,71 @@ void softmax(float *x, int64_t length) {
   for (i = 0; i < length; ++i) x[i] /= sums;
 }
 
+// scores[j] = scale * query . keys[j], of `count` keys up to kLanes.
+void score_keys(const float *query, const float *const *keys, int64_t count, int64_t size, float scale, float *scores) {
+  vec products[kLanes] = {};
+  float tails[kLanes] = {};
+  for (int64_t j = 0; j < count; ++j) {
+    int64_t d = 0;
+    for (; d + kLanes <= size; d += kLanes) products[j] += load(query + d) * load(keys[j] + d);
+    for (; d < size; ++d) tails[j] += query[d] * keys[j][d];
+  }
+  transpose(products);
+  vec total = load(tails);
+  for (const vec &of_lane : products) total += of_lane;
+  total *= scale;
+  std::memcpy(scores, &total, count * sizeof(float));
+}
+
+// out += the sum over j of weights[j] * values[j], [size]. V vectors of sums stay in registers.
+template <int V>
+int64_t weigh_columns(const float *weights, const float *const *values, int64_t count, int64_t size, int64_t d,
+                      float *out) {
+  for (; d + V * kLanes <= size; d += V * kLanes) {
+    vec sums[V];
+    for (int v = 0; v < V; ++v) sums[v] = load(out + d + v * kLanes);
+    for (int64_t j = 0; j < count; ++j) {
+      for (int v = 0; v < V; ++v) sums[v] += weights[j] * load(values[j] + d + v * kLanes);
+    }
+    for (int v = 0; v < V; ++v) store(out + d + v * kLanes, sums[v]);
+  }
+  return d;
+}
+
+void weigh_values(const float *weights, const float *const *values, int64_t count, int64_t size, float *out) {
+  int64_t d = weigh_columns<4>(weights, values, count, size, 0, out);
+  d = weigh_columns<1>(weights, values, count, size, d, out);
+  for (; d < size; ++d) {
+    for (int64_t j = 0; j < count; ++j) out[d] += weights[j] * values[j][d];
+  }
+}
+
 // One query, heads first .. last, attends to positions 0 .. length - 1.
 void attend_one(const Rotation &rotation, const Sequence &sequence, int64_t t, int64_t length, int64_t first,
                 int64_t last, float *out) {
   const int64_t size = rotation.size, count = last - first;
-  float *query = scratch(count * (size + length));
+  float *query = Thread::scratch(count * (size + length));
   float *scores = query + count * size;
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   for (int64_t h = 0; h < count; ++h) query_of(rotation, t, first + h, query + h * size);
-  for (int64_t p = 0; p < length; ++p) {
-    const float *key = sequence.keys + sequence.row(p) + first * size;
-    for (int64_t h = 0; h < count; ++h) scores[h * length + p] = dot(query + h * size, key + h * size, size) * scale;
+  // A few positions at a time, all heads: what a row holds is read together.
+  const float *rows[kLanes];
+  for (int64_t p = 0; p < length; p += kLanes) {
+    const int64_t keys = std::min<int64_t>(kLanes, length - p);
+    for (int64_t j = 0; j < keys; ++j) rows[j] = sequence.keys + sequence.row(p + j) + first * size;
+    for (int64_t h = 0; h < count; ++h) {
+      score_keys(query + h * size, rows, keys, size, scale, scores + h * length + p);
+      for (int64_t j = 0; j < keys; ++j) rows[j] += size;
+    }
   }
   for (int64_t h = 0; h < count; ++h) softmax(scores + h * length, length);
   std::fill(out, out + count * size, 0.0f);
-  for (int64_t p = 0; p < length; ++p) {
-    const float *value = sequence.values + sequence.row(p) + first * size;
+  for (int64_t p = 0; p < length; p += kLanes) {
+    const int64_t values = std::min<int64_t>(kLanes, length - p);
+    for (int64_t j = 0; j < values; ++j) rows[j] = sequence.values + sequence.row(p + j) + first * size;
     for (int64_t h = 0; h < count; ++h) {
-      const float weight = scores[h * length + p];
-      float *sums = out + h * size;
-      for (int64_t d = 0; d < size; ++d) sums[d] += weight * value[h * size + d];
+      weigh_values(scores + h * length + p, rows, values, size, out + h * size);
+      for (int64_t j = 0; j < values; ++j) rows[j] += size;
     }
   }
 }
@@ -121,7 +165,7 @@ void attend_lanes(const Rotation &rotation, const Sequence &sequence, int64_t t,
                   int64_t h, float *out) {
   constexpr int64_t kWidth = V * kLanes;
   const int64_t size = rotation.size, row_size = rotation.heads * size;
-  float *memory = scratch(2 * size * kWidth + size);
+  float *memory = Thread::scratch(2 * size * kWidth + size);
   auto *query = reinterpret_cast<vec(*)[V]>(memory);  // [D], a query a lane
   auto *sums = query + size;                          // [D]
   float *one = memory + 2 * size * kWidth;
@@ -182,14 +226,14 @@ struct Queries {
 };
 
 // Every query of every run, shared out among the threads of a region.
-void share_out(const Rotation &rotation, const std::vector<Queries> &runs, float *out, Pool &pool) {
+void share_out(const Rotation &rotation, const std::vector<Queries> &runs, float *out, Thread &thread) {
   const int64_t heads = rotation.heads, size = rotation.size;
   // Heads of a lone query go together, for they read one row; but every thread should have some.
-  const int64_t groups = std::min<int64_t>(heads, std::max<int64_t>(1, 2 * pool.size() / runs.size()));
-  int64_t item = pool.next_item(), passed = 0;
+  const int64_t groups = std::min<int64_t>(heads, std::max<int64_t>(1, 2 * thread.count() / runs.size()));
+  int64_t item = thread.next_item(), passed = 0;
   for (const Queries &run : runs) {
     const int64_t tiles = run.count == 1 ? groups : (run.count + kQueries - 1) / kQueries * heads;
-    for (; item < passed + tiles; item = pool.next_item()) {
+    for (; item < passed + tiles; item = thread.next_item()) {
       const int64_t i = item - passed;
       if (run.count == 1) {
         const int64_t first = heads * i / groups, last = heads * (i + 1) / groups;
@@ -208,7 +252,7 @@ void share_out(const Rotation &rotation, const std::vector<Queries> &runs, float
 
 }  // namespace
 
-void attend(const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
+void attend(Thread &thread, const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
             const int32_t *queries, int64_t sequences, int64_t tokens, float *out) {
   const int64_t row_size = rotation.heads * rotation.size;
   std::vector<Queries> runs;
@@ -218,14 +262,12 @@ void attend(const Rotation &rotation, const Cache &cache, const int32_t *slots, 
     const Sequence sequence{cache.keys + first_row, cache.values + first_row, table, cache.block_size, row_size};
     runs.push_back({sequence, t, queries[b], lengths[b] - queries[b]});
   }
-  Pool &pool = Pool::get();
-  pool.run([&](int thread) {
-    for (int64_t t = thread; t < tokens; t += pool.size()) {
-      key_value(rotation, t, cache.keys + slots[t] * row_size, cache.values + slots[t] * row_size);
-    }
-    pool.barrier();
-    share_out(rotation, runs, out, pool);
-  });
+  for (int64_t t = thread.index(); t < tokens; t += thread.count()) {
+    key_value(rotation, t, cache.keys + slots[t] * row_size, cache.values + slots[t] * row_size);
+  }
+  thread.barrier();
+  share_out(rotation, runs, out, thread);
+  thread.barrier();
 }
 
 }  // namespace qwen

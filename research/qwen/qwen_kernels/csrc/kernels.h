@@ -1,15 +1,27 @@
-// The kernels, which ops.cc makes MindSpore operators of. All arrays are float32, row by row.
+// The kernels, which ops.cc makes MindSpore operators of. All arrays are float32, row by row. A kernel is called by all
+// threads of a region together, and is complete when they return from it.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "parallel.h"
+
 namespace qwen {
 
-// weight [outputs, inputs], bias [outputs] or null.
+// weight [outputs, inputs], bias [outputs] or null. Of quantised weights (8 or 4 bits) the weight is levels, bytes [outputs,
+// inputs * bits / 8] as `CpuKernels.prepare_quantised` lays them out; scales and zeros [outputs, groups], column k of
+// group k / group_size; null zeros: half of the levels' range; order [inputs] or null: column k is multiplied by input
+// order[k].
 struct Weights {
-  const float *weight, *bias;
+  const void *weight;
+  const float *bias;
   int64_t outputs;
+  int bits = 32;
+  const float *scales = nullptr;
+  const uint8_t *zeros = nullptr;
+  const int32_t *order = nullptr;
+  int64_t groups = 0, group_size = 0;
 };
 
 // x / rms(x) * weight; a null weight: no norm.
@@ -19,15 +31,16 @@ struct Norm {
 };
 
 // x and out [tokens, width].
-void rms_norm(const float *x, int64_t tokens, int64_t width, Norm norm, float *out);
+void rms_norm(Thread &thread, const float *x, int64_t tokens, int64_t width, Norm norm, float *out);
 
 // out [tokens, sum of outputs] = the linears of norm(x) side by side, plus residual of that shape if not null; x
 // [tokens, width].
-void linears(const float *x, int64_t tokens, int64_t width, Norm norm, const std::vector<Weights> &parts,
-             const float *residual, float *out);
+void linears(Thread &thread, const float *x, int64_t tokens, int64_t width, Norm norm,
+             const std::vector<Weights> &parts, const float *residual, float *out);
 
 // out [tokens, outputs] = w1(y) * silu(w3(y)), y = norm(x); x [tokens, width].
-void swiglu(const float *x, int64_t tokens, int64_t width, Norm norm, Weights w1, Weights w3, float *out);
+void swiglu(Thread &thread, const float *x, int64_t tokens, int64_t width, Norm norm, Weights w1, Weights w3,
+            float *out);
 
 // q, k and v of each token [tokens, 3, heads, size] and what to rotate them by, [tokens, size / 2] each.
 struct Rotation {
@@ -44,7 +57,7 @@ struct Cache {
 
 // Writes rotated keys, and values, of all tokens to the rows `slots` [tokens] of the cache; then the last
 // queries[b] of the lengths[b] tokens of each sequence attend. out [tokens, heads * size].
-void attend(const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
+void attend(Thread &thread, const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
             const int32_t *queries, int64_t sequences, int64_t tokens, float *out);
 
 }  // namespace qwen

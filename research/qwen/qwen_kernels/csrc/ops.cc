@@ -8,77 +8,137 @@
 namespace qwen {
 namespace {
 
-// A buffer between two kernels of one operator. Operators run one after the other.
-float *buffer(int which, size_t floats) {
-  static std::vector<float> memory[4];
-  if (memory[which].size() < floats) memory[which].resize(floats);
-  return memory[which].data();
+// Memory between two kernels of one operator. Operators run one after the other.
+float *between(int which, size_t floats) {
+  static Buffer buffers[6];
+  return buffers[which].reserve(floats);
 }
 
-Weights weights(const Op &op, int i, bool has_bias) {
-  return {op.f32(i), has_bias ? op.f32(i + 1) : nullptr, op.dim(i, 0)};
-}
+// Takes an operator's inputs one after the other, from `next` on. `settings` [3] float32: epsilon; of
+// quantised weights group_size (not above 0: all inputs) and whether they have zeros.
+class Inputs {
+ public:
+  Inputs(const Op &op, const float *settings, int next) : op_(op), settings_(settings), next_(next) {}
 
-Norm norm(const Op &op, int i) { return {op.f32(i), *op.f32(i + 1)}; }
+  int next() { return next_++; }
+  bool is_left() const { return next_ < op_.inputs(); }
+  Norm norm() { return {op_.f32(next_++), settings_[0]}; }
 
-// x, norm weight, epsilon, wq, bq, wk, bk, wv, bv, wo, cos, sin, query cos, query sin: what attention operators share.
-Rotation project(const Op &op) {
-  const int64_t tokens = op.dim(0, 0), row_size = op.dim(3, 0), size = 2 * op.dim(10, 1);
-  float *qkv = buffer(0, tokens * 3 * row_size);
-  linears(op.f32(0), tokens, op.dim(0, 1), norm(op, 1), {weights(op, 3, true), weights(op, 5, true),
-                                                         weights(op, 7, true)}, nullptr, qkv);
-  return {qkv, op.f32(10), op.f32(11), op.f32(12), op.f32(13), row_size / size, size};
-}
+  // weight; of quantised weights also scales, and zeros and order where there are such; then the bias. `width`: its inputs.
+  Weights weights(bool has_bias, int64_t width) {
+    const int i = next_++;
+    Weights found{op_.f32(i), nullptr, op_.dim(i, 0)};
+    if (op_.has_type(i, "uint8")) {
+      found.bits = static_cast<int>(8 * op_.dim(i, 1) / width);
+      found.groups = op_.dim(next_, 1);
+      found.group_size = settings_[1] > 0 ? static_cast<int64_t>(settings_[1]) : width;
+      found.scales = op_.f32(next_++);
+      if (settings_[2] != 0) found.zeros = op_.u8(next_++);
+      if (is_left() && op_.has_type(next_, "int32")) found.order = op_.i32(next_++);
+    }
+    if (has_bias) found.bias = op_.f32(next_++);
+    return found;
+  }
 
-void project_back(const Op &op, const float *out) {
-  linears(out, op.dim(0, 0), op.dim(9, 1), {}, {weights(op, 9, false)}, op.f32(0), op.out());
-}
+ private:
+  const Op &op_;
+  const float *settings_;
+  int next_;
+};
+
+// x [T, hidden], settings; the norm, q, k and v with biases, and o; the norm, w1, w2, w3; rotation [4, T, D / 2]: cos, sin,
+// query cos, query sin. What the operators that are a layer have in common.
+struct Layer {
+  Layer(const Op &op, Inputs &inputs) {
+    x = op.f32(0);
+    tokens = op.dim(0, 0);
+    hidden = op.dim(0, 1);
+    attention_norm = inputs.norm();
+    for (Weights &projection : qkv) projection = inputs.weights(true, hidden);
+    row_size = qkv[0].outputs;
+    wo = inputs.weights(false, row_size);
+    ffn_norm = inputs.norm();
+    w1 = inputs.weights(false, hidden);
+    w2 = inputs.weights(false, w1.outputs);
+    w3 = inputs.weights(false, hidden);
+    const int i = inputs.next();
+    const int64_t half = op.dim(i, 2), table = tokens * half;
+    rotation = {nullptr, op.f32(i), op.f32(i) + table, op.f32(i) + 2 * table, op.f32(i) + 3 * table,
+                row_size / (2 * half), 2 * half};
+  }
+
+  // Runs the layer, with attend(thread, rotation, out) between the projections.
+  template <typename Attend>
+  void run(const Attend &attend, float *out) {
+    float *qkv_out = between(0, tokens * 3 * row_size), *attended = between(1, tokens * row_size);
+    float *middle = between(2, tokens * hidden), *inner = between(3, tokens * w1.outputs);
+    rotation.qkv = qkv_out;
+    Pool::get().run([&](Thread &thread) {
+      linears(thread, x, tokens, hidden, attention_norm, {qkv[0], qkv[1], qkv[2]}, nullptr, qkv_out);
+      attend(thread, rotation, attended);
+      linears(thread, attended, tokens, row_size, {}, {wo}, x, middle);
+      swiglu(thread, middle, tokens, hidden, ffn_norm, w1, w3, inner);
+      linears(thread, inner, tokens, w1.outputs, {}, {w2}, middle, out);
+    });
+  }
+
+  const float *x;
+  int64_t tokens, hidden, row_size;
+  Norm attention_norm, ffn_norm;
+  Weights qkv[3], wo, w1, w2, w3;
+  Rotation rotation;
+};
 
 }  // namespace
 
-// x [T, hidden], norm weight [hidden], epsilon [1] -> [T, hidden]
-QWEN_OP(QwenRmsNorm, { rms_norm(op.f32(0), op.dim(0, 0), op.dim(0, 1), norm(op, 1), op.out()); })
+// x [T, hidden], settings, norm weight [hidden] -> [T, hidden]
+QWEN_OP(QwenRmsNorm, {
+  const Norm norm = Inputs(op, op.f32(1), 2).norm();
+  Pool::get().run([&](Thread &thread) { rms_norm(thread, op.f32(0), op.dim(0, 0), op.dim(0, 1), norm, op.out()); });
+})
 QWEN_SHAPE(QwenRmsNorm, {shapes[0][0], shapes[0][1]})
 
-// x [T, in], weight [out, in], and perhaps bias [out] -> [T, out]
+// x [T, in], settings, weights, and perhaps a bias -> [T, out]
 QWEN_OP(QwenLinear, {
-  linears(op.f32(0), op.dim(0, 0), op.dim(0, 1), {}, {weights(op, 1, op.inputs() > 2)}, nullptr, op.out());
+  Inputs inputs(op, op.f32(1), 2);
+  Weights weights = inputs.weights(false, op.dim(0, 1));
+  if (inputs.is_left()) weights.bias = op.f32(inputs.next());
+  Pool::get().run([&](Thread &thread) {
+    linears(thread, op.f32(0), op.dim(0, 0), op.dim(0, 1), {}, {weights}, nullptr, op.out());
+  });
 })
-QWEN_SHAPE(QwenLinear, {shapes[0][0], shapes[1][0]})
+QWEN_SHAPE(QwenLinear, {shapes[0][0], shapes[2][0]})
 
-// See project; then key and value cache [slots, H * D] (written in place), slot_mapping [T] int32, block_tables
-// [B, blocks] int32, lengths [B] int32, queries [B] int32 (how many of the T tokens are each sequence's), block_size
-// [1] int32 -> [T, hidden]
-QWEN_OP(QwenAttention, {
-  const Rotation rotation = project(op);
-  const Cache cache{op.mutable_f32(14), op.mutable_f32(15), op.i32(17), op.dim(17, 1), *op.i32(20)};
-  float *out = buffer(1, op.dim(0, 0) * op.dim(3, 0));
-  attend(rotation, cache, op.i32(16), op.i32(18), op.i32(19), op.dim(17, 0), op.dim(0, 0), out);
-  project_back(op, out);
+// See Layer; then key and value cache [slots, H * D] (written in place), slot_mapping [T] int32, block_tables [B, blocks]
+// int32, sequences [3, B] int32: lengths, queries (how many of the T tokens are each sequence's), block_size
+// -> [T, hidden]
+QWEN_OP(QwenLayer, {
+  Inputs inputs(op, op.f32(1), 2);
+  Layer layer(op, inputs);
+  const int keys = inputs.next(), values = inputs.next(), slots = inputs.next(), tables = inputs.next();
+  const int64_t batch = op.dim(tables, 0);
+  const int32_t *lengths = op.i32(inputs.next()), *queries = lengths + batch;
+  const int64_t block_size = lengths[2 * batch];
+  const Cache cache{op.mutable_f32(keys), op.mutable_f32(values), op.i32(tables), op.dim(tables, 1), block_size};
+  layer.run([&](Thread &thread, const Rotation &rotation, float *out) {
+    attend(thread, rotation, cache, op.i32(slots), lengths, queries, batch, layer.tokens, out);
+  }, op.out());
 })
-QWEN_SHAPE(QwenAttention, {shapes[0][0], shapes[0][1]})
+QWEN_SHAPE(QwenLayer, {shapes[0][0], shapes[0][1]})
 
-// See project, with T = B * S; then input_ids [B, S] (for its shape) -> [T, hidden]
-QWEN_OP(QwenAttentionWhole, {
-  const int64_t tokens = op.dim(0, 0), row_size = op.dim(3, 0), batch = op.dim(14, 0);
-  const Rotation rotation = project(op);
-  const Cache cache{buffer(2, tokens * row_size), buffer(3, tokens * row_size), nullptr, 0, 0};
-  std::vector<int32_t> slots(tokens);
+// See Layer, with T = B * S; then input_ids [B, S] (for its shape) -> [T, hidden]
+QWEN_OP(QwenLayerWhole, {
+  Inputs inputs(op, op.f32(1), 2);
+  Layer layer(op, inputs);
+  const int64_t batch = op.dim(inputs.next(), 0);
+  const Cache cache{between(4, layer.tokens * layer.row_size), between(5, layer.tokens * layer.row_size), nullptr, 0, 0};
+  std::vector<int32_t> slots(layer.tokens);
   std::iota(slots.begin(), slots.end(), 0);
-  const std::vector<int32_t> lengths(batch, tokens / batch);
-  float *out = buffer(1, tokens * row_size);
-  attend(rotation, cache, slots.data(), lengths.data(), lengths.data(), batch, tokens, out);
-  project_back(op, out);
+  const std::vector<int32_t> lengths(batch, layer.tokens / batch);
+  layer.run([&](Thread &thread, const Rotation &rotation, float *out) {
+    attend(thread, rotation, cache, slots.data(), lengths.data(), lengths.data(), batch, layer.tokens, out);
+  }, op.out());
 })
-QWEN_SHAPE(QwenAttentionWhole, {shapes[0][0], shapes[0][1]})
-
-// x [T, hidden], norm weight, epsilon, w1 [width, hidden], w2 [hidden, width], w3 [width, hidden] -> [T, hidden]
-QWEN_OP(QwenFeedForward, {
-  const int64_t tokens = op.dim(0, 0), width = op.dim(3, 0);
-  float *inner = buffer(0, tokens * width);
-  swiglu(op.f32(0), tokens, op.dim(0, 1), norm(op, 1), weights(op, 3, false), weights(op, 5, false), inner);
-  linears(inner, tokens, width, {}, {weights(op, 4, false)}, op.f32(0), op.out());
-})
-QWEN_SHAPE(QwenFeedForward, {shapes[0][0], shapes[0][1]})
+QWEN_SHAPE(QwenLayerWhole, {shapes[0][0], shapes[0][1]})
 
 }  // namespace qwen

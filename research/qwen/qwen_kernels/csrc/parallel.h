@@ -1,4 +1,7 @@
-// A pool of threads that waits by spinning: a decode step has some hundred parallel regions, a few microseconds apart.
+// A pool of threads that waits by spinning: a decode step has some hundred pieces of work, a few microseconds each.
+//
+// Work is a region: a function that every thread of the pool runs at once, and in which they share out what there is to
+// do. Kernels are called by all threads of a region together.
 #pragma once
 
 #if defined(__linux__)
@@ -9,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <mutex>
@@ -28,6 +32,53 @@ void wait_until(const Done &done) {
   }
 }
 
+// Memory that grows and does not shrink, on a cache line's boundary: a vector that lies across two costs two reads.
+class Buffer {
+ public:
+  float *reserve(size_t floats) {
+    if (memory_.size() < floats + 16) memory_ = std::vector<float>(floats + 16);
+    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
+    return reinterpret_cast<float *>((address + 63) & ~uintptr_t{63});
+  }
+
+ private:
+  std::vector<float> memory_;
+};
+
+class Pool;
+
+// One thread of a region.
+class Thread {
+ public:
+  Thread(Pool &pool, int index) : pool_(pool), index_(index) {}
+
+  int index() const { return index_; }
+  int count() const;
+
+  // Waits until every thread of the region is here.
+  void barrier();
+
+  // Hands out the numbers 0, 1, 2, ... since the region's start or the last barrier.
+  int64_t next_item();
+
+  // Hands out 0 .. count - 1, then -1: to each thread those of a stretch of its own, in order, as memory is read best;
+  // then what is left of others'. As next_item, since the region's start or the last barrier.
+  int64_t next_of_own(int64_t count);
+
+  // Memory of this thread's own, until the next call.
+  static float *scratch(size_t floats) {
+    static thread_local Buffer buffer;
+    return buffer.reserve(floats);
+  }
+
+  // Memory that the threads of the region share, until the next call; all must make it.
+  float *shared(size_t floats);
+
+ private:
+  Pool &pool_;
+  const int index_;
+};
+
 class Pool {
  public:
   // One pool a process, with a thread for each core that the process may use, or QWEN_NUM_THREADS.
@@ -41,41 +92,30 @@ class Pool {
     return *pool;
   }
 
-  int size() const { return size_; }
-
-  // Runs work(thread) on every thread, 0 being the caller's, and returns when all are done. One region at a time.
-  void run(const std::function<void(int)> &work) {
+  // Runs a region: work on every thread, of which the first is the caller's. Returns when all are done. One at a time.
+  void run(const std::function<void(Thread &)> &work) {
     std::lock_guard<std::mutex> one_region(region_);
     work_ = &work;
     running_.store(size_ - 1, std::memory_order_relaxed);
-    next_item_.store(0, std::memory_order_relaxed);
+    restart();
     {
       std::lock_guard<std::mutex> lock(sleep_);
       generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
-    work(0);
+    Thread caller(*this, 0);
+    work(caller);
     wait_until([&] { return running_.load(std::memory_order_acquire) == 0; });
   }
 
-  // Inside a region: waits until every thread of it is here.
-  void barrier() {
-    const int round = round_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-      arrived_.store(0, std::memory_order_relaxed);
-      next_item_.store(0, std::memory_order_relaxed);
-      round_.fetch_add(1, std::memory_order_release);
-    } else {
-      wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
-    }
-  }
-
-  // Inside a region: hands out the numbers 0, 1, 2, ... since its start, or since the last barrier.
-  int next_item() { return next_item_.fetch_add(1, std::memory_order_relaxed); }
-
  private:
-  Pool() {
-    size_ = std::max(1, wanted_threads());
+  friend class Thread;
+
+  struct alignas(64) Stretch {
+    std::atomic<int64_t> next{0};
+  };
+
+  Pool() : size_(std::max(1, wanted_threads())), stretches_(size_) {
     for (int thread = 1; thread < size_; ++thread) std::thread(&Pool::serve, this, thread).detach();
   }
 
@@ -88,7 +128,8 @@ class Pool {
     return static_cast<int>(std::thread::hardware_concurrency());
   }
 
-  void serve(int thread) {
+  void serve(int index) {
+    Thread thread(*this, index);
     for (unsigned seen = 0;; ++seen) {
       const auto called = [&] { return generation_.load(std::memory_order_acquire) != seen; };
       int looks = 0;
@@ -102,21 +143,53 @@ class Pool {
     }
   }
 
-  static constexpr int kLooks = 10000;  // about a quarter of a millisecond: longer than the gap between two kernels
-  int size_ = 1;
-  const std::function<void(int)> *work_ = nullptr;
+  // Items are handed out from the first again.
+  void restart() {
+    next_item_.store(0, std::memory_order_relaxed);
+    for (Stretch &stretch : stretches_) stretch.next.store(0, std::memory_order_relaxed);
+  }
+
+  static constexpr int kLooks = 10000;  // about a quarter of a millisecond: longer than the gap between two operators
+  const int size_;
+  std::vector<Stretch> stretches_;
+  Buffer shared_;
+  const std::function<void(Thread &)> *work_ = nullptr;
   std::mutex region_, sleep_;
   std::condition_variable wake_;
   std::atomic<unsigned> generation_{0};
-  std::atomic<int> running_{0}, arrived_{0}, round_{0}, next_item_{0};
+  std::atomic<int> running_{0}, arrived_{0}, round_{0};
+  std::atomic<int64_t> next_item_{0};
 };
 
-// Memory of a kernel's own, reused by the next call. Only inside Pool::run or by the thread that is about to call it.
-inline float *scratch(size_t floats) {
-  static thread_local std::vector<float> memory;
-  if (memory.size() < floats + 16) memory.resize(floats + 16);
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return reinterpret_cast<float *>((address + 63) & ~uintptr_t{63});
+inline int Thread::count() const { return pool_.size_; }
+
+inline void Thread::barrier() {
+  const int round = pool_.round_.load(std::memory_order_acquire);
+  if (pool_.arrived_.fetch_add(1, std::memory_order_acq_rel) == pool_.size_ - 1) {
+    pool_.arrived_.store(0, std::memory_order_relaxed);
+    pool_.restart();
+    pool_.round_.fetch_add(1, std::memory_order_release);
+  } else {
+    wait_until([&] { return pool_.round_.load(std::memory_order_acquire) != round; });
+  }
+}
+
+inline int64_t Thread::next_item() { return pool_.next_item_.fetch_add(1, std::memory_order_relaxed); }
+
+inline int64_t Thread::next_of_own(int64_t count) {
+  const int64_t threads = pool_.size_;
+  for (int64_t i = 0; i < threads; ++i) {
+    const int64_t owner = (index_ + i) % threads, first = count * owner / threads;
+    const int64_t item = first + pool_.stretches_[owner].next.fetch_add(1, std::memory_order_relaxed);
+    if (item < count * (owner + 1) / threads) return item;
+  }
+  return -1;
+}
+
+inline float *Thread::shared(size_t floats) {
+  if (index_ == 0) pool_.shared_.reserve(floats);
+  barrier();
+  return pool_.shared_.reserve(floats);
 }
 
 }  // namespace qwen

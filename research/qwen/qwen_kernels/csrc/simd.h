@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace qwen {
 
 #if defined(__AVX512F__)
@@ -25,6 +29,33 @@ inline void store(float *p, vec v) { *reinterpret_cast<vec *>(p) = v; }
 inline vec splat(float x) { return x - vec{}; }
 inline vec max(vec a, vec b) { return a > b ? a : b; }
 
+// kLanes bytes as integers, unsigned or signed. The compiler's own conversion takes a byte at a time.
+inline ivec load_bytes(const uint8_t *p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<ivec>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<ivec>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+#else
+  ivec wide;
+  for (int i = 0; i < kLanes; ++i) wide[i] = p[i];
+  return wide;
+#endif
+}
+
+inline ivec load_bytes(const int8_t *p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<ivec>(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<ivec>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+#else
+  ivec wide;
+  for (int i = 0; i < kLanes; ++i) wide[i] = p[i];
+  return wide;
+#endif
+}
+
+inline vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
+
 inline float sum(vec v) {
   half_vec halves[2];
   std::memcpy(halves, &v, sizeof(v));
@@ -32,6 +63,26 @@ inline float sum(vec v) {
   float total = 0;
   for (int i = 0; i < kLanes / 2; ++i) total += s[i];
   return total;
+}
+
+// Of the numbers that stand in N vectors below each other, makes the columns rows: N a power of two up to kLanes. Vector i
+// then holds column i, followed by columns i + N, i + 2 N, ... Source: Eklundh, "A Fast Computer Method for Matrix
+// Transposing", IEEE Transactions on Computers, 1972.
+template <int N>
+inline void transpose(vec (&rows)[N]) {
+  for (int step = 1; step < N; step *= 2) {
+    ivec low, high;
+    for (int i = 0; i < kLanes; ++i) {
+      low[i] = i & step ? kLanes + i - step : i;
+      high[i] = i & step ? kLanes + i : i + step;
+    }
+    for (int i = 0; i < N; ++i) {
+      if (i & step) continue;
+      const vec a = rows[i], b = rows[i + step];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + step] = __builtin_shuffle(a, b, high);
+    }
+  }
 }
 
 // exp within 2 units in the last place; 0 below -80, where products of the result would be denormal numbers, which a

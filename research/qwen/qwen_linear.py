@@ -1,0 +1,109 @@
+"""The linears and the embedding of a Qwen: they hold weights, ordinary or quantised, for the kernels to multiply by."""
+import mindspore as ms
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import Normal, initializer
+
+from qwen_quantization import EMBEDDING, Quantization
+
+__all__ = ["Embedding", "Linear", "QuantEmbedding", "QuantLinear", "build_embedding", "build_linear"]
+
+
+def build_linear(config, kernels, name, inputs, outputs, has_bias=False):
+    """
+    A `Linear`, or a `QuantLinear` where `config.quantization` says so of this name.
+
+    Args:
+        name (str): The cell's place in the model, `transformer.layers.0.attention.wq` for example.
+    """
+    quantization = Quantization.from_dict(config.quantization)
+    kind = QuantLinear if quantization and quantization.covers(name) else Linear
+    return kind(config, kernels, inputs, outputs, has_bias)
+
+
+def build_embedding(config, kernels):
+    """An `Embedding`, or a `QuantEmbedding` where `config.quantization` says so."""
+    quantization = Quantization.from_dict(config.quantization)
+    kind = QuantEmbedding if quantization and quantization.covers(EMBEDDING) else Embedding
+    return kind(config, kernels)
+
+
+class Linear(nn.Cell):
+    """The weights of x [T, inputs] -> [T, outputs]; weight [outputs, inputs], as checkpoints hold it."""
+
+    def __init__(self, config, kernels, inputs, outputs, has_bias=False):
+        super().__init__()
+        normal = Normal(config.init_method_std)
+        self.weight = Parameter(initializer(normal, (outputs, inputs), kernels.dtype), name="weight")
+        self.bias = Parameter(initializer("zeros", (outputs,), kernels.dtype), name="bias") if has_bias else None
+
+    def weights(self):
+        """What the kernels' linear operations take."""
+        return self.weight, self.bias
+
+
+class QuantLinear(nn.Cell):
+    """
+    The quantised weights of x [T, inputs] -> [T, outputs]: see `qwen_quantization`. They are held in the kernels' own
+    layout, zeros as long as no checkpoint is loaded.
+    """
+
+    def __init__(self, config, kernels, inputs, outputs, has_bias=False):
+        super().__init__()
+        self.packed_shapes = Quantization.from_dict(config.quantization).shapes(outputs, inputs)
+        self.prepare = kernels.prepare_quantised
+        held = kernels.quantised_parameters(outputs, inputs)
+        self.weight, self.scales, self.zeros = (_zeros(name, *held[name]) for name in ("weight", "scales", "zeros"))
+        self.order = _zeros("order", (inputs,), ms.int32) if "order" in self.packed_shapes else None
+        self.bias = Parameter(initializer("zeros", (outputs,), kernels.dtype), name="bias") if has_bias else None
+
+    def weights(self):
+        """What the kernels' linear operations take."""
+        return self.weight, self.scales, self.zeros, self.order, self.bias
+
+
+class Embedding(nn.Cell):
+    """ids [...] int32 -> [..., hidden]."""
+
+    def __init__(self, config, kernels):
+        super().__init__()
+        shape, normal = (config.vocab_size, config.hidden_size), Normal(config.init_method_std)
+        # Who quantises is short of memory, and rows that were float16 are no more exact in float32.
+        is_half = config.quantization and config.param_init_type == ms.float16 and not config.tie_word_embeddings
+        self.dtype = kernels.dtype
+        self.embedding_weight = Parameter(initializer(normal, shape, ms.float16 if is_half else kernels.dtype),
+                                          name="embedding_weight")
+
+    def construct(self, ids):
+        return ops.cast(ops.gather(self.embedding_weight, ids, 0), self.dtype)
+
+
+class QuantEmbedding(nn.Cell):
+    """ids [T] int32 -> [T, hidden], of quantised rows: see `qwen_quantization`."""
+
+    def __init__(self, config, kernels):
+        super().__init__()
+        shapes = Quantization.from_dict(config.quantization).shapes(config.vocab_size, config.hidden_size)
+        self.packed_shapes = {name: shape for name, shape in shapes.items() if name != "order"}
+        self.embedding_weight = _zeros("embedding_weight", shapes["weight"], ms.uint8)
+        self.scales = _zeros("scales", shapes["scales"], ms.float32)
+        self.zeros = _zeros("zeros", shapes["zeros"], ms.uint8)
+        self.kernels = kernels
+
+    @property
+    def weight(self):
+        """What a linear calls so."""
+        return self.embedding_weight
+
+    @staticmethod
+    def prepare(weight, scales, zeros):
+        """As `prepare_quantised` of the kernels: rows are gathered from what a checkpoint holds."""
+        return weight, scales, zeros
+
+    def construct(self, ids):
+        weight, scales, zeros = (ops.gather(self.embedding_weight, ids, 0), ops.gather(self.scales, ids, 0),
+                                 ops.gather(self.zeros, ids, 0))
+        return self.kernels.dequantise(weight, scales, zeros)
+
+
+def _zeros(name, shape, dtype):
+    return Parameter(initializer("zeros", shape, dtype), name=name, requires_grad=False)

@@ -1,0 +1,243 @@
+"""
+Quantised weights: how a config describes them, how they are packed, and what they stand for. In numpy.
+
+A linear P of `inputs` -> `outputs` that is quantised to `bits` with `group_size` has, instead of a float weight,
+
+    P.weight  uint8 [outputs, inputs * bits / 8]  4 bits: input 2i in the low half of byte i, input 2i + 1 in the high
+    P.scales  float [outputs, groups]             groups = ceil(inputs / group_size), 1 where group_size is -1;
+                                                  float16 in the released models, else as it came
+    P.zeros   uint8 [outputs, groups]             the level that stands for 0
+    P.order   int32 [inputs]                      only with desc_act: column k of the weight belongs to input order[k];
+                                                  columns are sorted, so that column k is of group k // group_size
+
+and the weight is
+
+    w[o, order[k]] = scales[o, k // group_size] * (q[o, k] - zeros[o, k // group_size])
+
+computed in float32 and rounded once, to the type that is computed in: float16, where AutoGPTQ's own scales are float16,
+is what AutoGPTQ multiplies by. Where its scales are float32, rounding those to float16 costs some 1e-3 of a logit of 5.
+The embedding, where it is quantised, has the same under `transformer.wte`, `order` aside.
+
+Source: https://github.com/AutoGPTQ/AutoGPTQ, whose files hold the same numbers in another order.
+"""
+import json
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["EMBEDDING", "LAYERS", "PACKED_TYPES", "Quantization", "agreed_quantization", "dequantise",
+           "find_quantization", "pack", "sort_by_group", "unpack"]
+
+BITS = (4, 8)
+METHODS = ("gptq", "rtn")
+LAYERS = "transformer.layers.*"
+EMBEDDING = "transformer.wte"
+
+# In files; the scales are floats.
+PACKED_TYPES = {"weight": "uint8", "zeros": "uint8", "order": "int32"}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """
+    The `quantization` of a config.
+
+    Args:
+        bits (int): 4 or 8.
+        group_size (int): Inputs that share a scale and a zero; -1: all of an output's.
+        quant_method (str): How the levels were chosen: "gptq" or "rtn". Says nothing of the packing.
+        desc_act (bool): Every quantised linear has an `order`.
+        sym (bool): The zeros are all half of the levels.
+        quantized (tuple[str]): Names of the quantised linears, or patterns as file names have them. Default: all of
+            the layers'. The embedding counts as one, by the name `transformer.wte`.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    bits: int
+    group_size: int
+    quant_method: str = "gptq"
+    desc_act: bool = False
+    sym: bool = True
+    quantized: tuple = (LAYERS,)
+
+    def __post_init__(self):
+        object.__setattr__(self, "quantized", tuple(self.quantized))
+        for name, valid, allowed in (
+                ("bits", self.bits in BITS and not isinstance(self.bits, bool), "4 or 8"),
+                ("group_size", _is_group_size(self.group_size), "a positive whole number, or -1 for one group"),
+                ("quant_method", self.quant_method in METHODS, " or ".join(METHODS)),
+                ("desc_act", isinstance(self.desc_act, bool), "true or false"),
+                ("sym", isinstance(self.sym, bool), "true or false"),
+                ("quantized", self.quantized and all(isinstance(name, str) for name in self.quantized),
+                 "a list of names or patterns")):
+            if not valid:
+                raise ValueError(f"quantization: {name}: expected {allowed}, found {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls, settings):
+        """
+        From a config's `quantization`; keys that are not the class's are left alone. None gives None.
+
+        Raises:
+            ValueError: Not a dict, `bits` or `group_size` is missing, or see the class.
+        """
+        if settings is None:
+            return None
+        if not isinstance(settings, dict) or not {"bits", "group_size"} <= settings.keys():
+            raise ValueError(f"quantization: expected at least bits and group_size, found {settings!r}")
+        return cls(**{field.name: settings[field.name] for field in fields(cls)
+                      if settings.get(field.name) is not None})
+
+    def to_dict(self):
+        """What a config holds; `quantized` only where it is not the default."""
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        settings["quantized"] = list(self.quantized)
+        if self.quantized == (LAYERS,):
+            del settings["quantized"]
+        return settings
+
+    def reads_like(self, other):
+        """Whether a checkpoint of `other` has the same names, shapes and meaning."""
+        return (self.bits, self.group_size, self.desc_act, self.quantized) == (
+            other.bits, other.group_size, other.desc_act, other.quantized)
+
+    def covers(self, name):
+        """Whether the linear of that name is quantised, `transformer.layers.0.attention.wq` for example."""
+        return any(fnmatchcase(name, pattern) for pattern in self.quantized)
+
+    def groups(self, inputs):
+        """Groups of each output."""
+        return 1 if self.group_size == -1 else -(-inputs // self.group_size)
+
+    def shapes(self, outputs, inputs):
+        """
+        The shapes of `weight`, `scales`, `zeros` and, with desc_act, `order`, by these names.
+
+        Raises:
+            ValueError: The inputs don't fill bytes.
+        """
+        if inputs * self.bits % 8:
+            raise ValueError(f"quantization: {inputs} inputs of {self.bits} bits don't fill whole bytes")
+        groups = outputs, self.groups(inputs)
+        shapes = {"weight": (outputs, inputs * self.bits // 8), "scales": groups, "zeros": groups}
+        return {**shapes, "order": (inputs,)} if self.desc_act else shapes
+
+
+def _is_group_size(value):
+    return isinstance(value, int) and not isinstance(value, bool) and (value == -1 or value > 0)
+
+
+def pack(levels, bits):
+    """
+    Args:
+        levels (np.ndarray): uint8 [..., inputs], below 2 ** bits.
+        bits (int): 4 or 8.
+
+    Returns:
+        uint8 [..., inputs * bits / 8].
+    """
+    if bits == 8:
+        return levels
+    return levels[..., ::2] | levels[..., 1::2] << 4
+
+
+def unpack(packed, bits):
+    """uint8 [..., inputs * bits / 8] -> uint8 [..., inputs], the inverse of `pack`."""
+    if bits == 8:
+        return packed
+    levels = np.empty((*packed.shape[:-1], packed.shape[-1] * 2), np.uint8)
+    levels[..., ::2] = packed & 15
+    levels[..., 1::2] = packed >> 4
+    return levels
+
+
+def dequantise(weight, scales, zeros, bits, group_size, order=None):
+    """
+    Args:
+        weight, scales, zeros, order (np.ndarray): See the module; of all outputs or of some.
+        bits, group_size (int): See `Quantization`.
+
+    Returns:
+        float32 [outputs, inputs], inputs in the linear's order.
+    """
+    levels = unpack(weight, bits)
+    inputs = levels.shape[-1]
+    group = np.arange(inputs) // (inputs if group_size == -1 else group_size)
+    values = levels.astype(np.float32)
+    values -= zeros[:, group]
+    values *= scales.astype(np.float32)[:, group]
+    if order is None:
+        return values
+    result = np.empty_like(values)
+    result[:, order] = values
+    return result
+
+
+def sort_by_group(groups):
+    """
+    The order that makes groups contiguous.
+
+    Args:
+        groups (np.ndarray): [inputs] int, the group of each input.
+
+    Returns:
+        int32 [inputs], `order`; inputs of a group keep their sequence.
+    """
+    return np.argsort(groups, kind="stable").astype(np.int32)
+
+
+def agreed_quantization(settings, checkpoint):
+    """
+    The `quantization` of a config and of the checkpoint that it names: that of the one that has any.
+
+    Args:
+        settings (dict): The config's, or None.
+        checkpoint (str): See `find_quantization`; or empty.
+
+    Returns:
+        dict, or None.
+
+    Raises:
+        ValueError: They contradict each other, or see `find_quantization`.
+    """
+    found = find_quantization(checkpoint) if checkpoint else None
+    if found is None or settings is None:
+        return found or settings
+    ours, theirs = Quantization.from_dict(settings), Quantization.from_dict(found)
+    if not ours.reads_like(theirs):
+        raise ValueError(f"quantization: the config says {ours.to_dict()}, the config.json of {checkpoint} says "
+                         f"{theirs.to_dict()}: leave it out of the config")
+    return found
+
+
+def find_quantization(checkpoint):
+    """
+    The `quantization` in the config.json of a checkpoint.
+
+    Args:
+        checkpoint (str): A folder, or a file beside which config.json lies.
+
+    Returns:
+        dict, or None where there is no config.json of a Qwen, or it has none.
+
+    Raises:
+        ValueError: config.json is no JSON, or see `Quantization`.
+    """
+    checkpoint = Path(checkpoint)
+    path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or config.get("model_type") != "qwen":
+            return None
+        Quantization.from_dict(config.get("quantization"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return config.get("quantization")
