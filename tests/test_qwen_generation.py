@@ -4,7 +4,8 @@ import pytest
 from mindformers import GenerationConfig
 from mindformers.generation import GenerationMixin
 from mindformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
-from qwen_generation import check_sampling, sample
+from qwen_generation import sample
+from qwen_settings import check_sampling
 
 VOCABULARY = 2000
 

@@ -12,21 +12,12 @@ from mindformers.generation.utils import GenerateOutput
 from mindformers.tools.logger import logger
 from mindspore import Tensor
 
-__all__ = ["QwenGeneration", "check_sampling", "sample"]
+from qwen_settings import check_sampling
 
+__all__ = ["QwenGeneration", "check_prompt", "penalise", "sample"]
 
-def check_sampling(settings):
-    """
-    Raises:
-        ValueError: A sampling setting of a GenerationConfig is out of its range.
-    """
-    for name, allowed, valid in (("temperature", "above 0", lambda x: x > 0),
-                                 ("top_k", "a whole number from 0, which is off", lambda x: x == int(x) >= 0),
-                                 ("top_p", "above 0 and up to 1, which is off", lambda x: 0 < x <= 1),
-                                 ("repetition_penalty", "above 0", lambda x: x > 0)):
-        value = getattr(settings, name)
-        if value is not None and not valid(value):
-            raise ValueError(f"{name}: expected {allowed}, found {value}")
+NEAR = 1e-3  # of the largest weight: where the weights that hold top_p are looked for first
+GROUP = 64  # of logits, one of whose maximum tells whether top_k has to look at them
 
 
 def sample(logits, settings, uniform):
@@ -36,7 +27,8 @@ def sample(logits, settings, uniform):
 
     Args:
         logits (np.ndarray): [vocab_size] float32; altered.
-        settings (GenerationConfig): `temperature`, `top_k` (0 or None: off), `top_p` (1 or None: off).
+        settings (GenerationSettings or GenerationConfig): `temperature`, `top_k` (0 or None: off), `top_p` (1 or None:
+            off).
         uniform (float): A random number from [0, 1).
 
     Returns:
@@ -49,30 +41,81 @@ def sample(logits, settings, uniform):
     top_k, top_p = settings.top_k or len(logits), settings.top_p or 1.0
     weights = np.exp(logits - logits.max())
     if top_k < len(logits):
-        kept = np.argpartition(weights, -top_k)[-top_k:]
+        kept = _largest(weights, top_k)
         return _draw(kept, weights[kept], top_p, uniform)
-    if top_p == 1.0:
-        return _draw(None, weights, top_p, uniform)
-    # The likeliest tokens that hold top_p are among those above any threshold whose tokens hold as much.
-    total = weights.sum(dtype=np.float64)
-    for threshold in (1e-3, 1e-5, 0.0):
-        kept = np.flatnonzero(weights >= threshold)
-        if weights[kept].sum(dtype=np.float64) >= top_p * total:
-            return _draw(kept, weights[kept], top_p, uniform, total)
-    raise ValueError("the logits are not finite")
+    if not np.isfinite(weights[-1]):
+        raise FloatingPointError("the logits are not finite")
+    return _draw(None, weights, top_p, uniform)
 
 
-def _draw(tokens, weights, top_p, uniform, total=None):
-    """One of `tokens` (None: their numbers) in proportion to `weights`, cut to the fewest that hold top_p of total."""
+def _largest(x, count):
+    """The places of the `count` largest of x, in any order."""
+    # At least so many are not below the least of the `count` largest maxima of groups: few others are either.
+    groups = x[:len(x) // GROUP * GROUP].reshape(GROUP, -1).max(0)
+    places = np.arange(len(x))
+    if count < len(groups):
+        places = np.flatnonzero(x >= np.partition(groups, -count)[-count])
+    return places[np.argpartition(x[places], -count)[-count:]]
+
+
+def _nucleus(weights, target):
+    """The places of the fewest largest weights whose sum is at least `target`; of equal ones the first."""
+    # Sorting takes longest. Mostly, few weights are near the largest, and hold enough.
+    places = np.flatnonzero(weights >= NEAR * weights.max())
+    some = weights[places]
+    if some.sum(dtype=np.float64) < target:
+        places, some = np.arange(len(weights)), weights
+    values, held = some, 0.0
+    while len(values) > GROUP:  # halve what may be the least of the kept
+        above = values > np.median(values[::len(values) // GROUP + 1])
+        uppermost = values[above]
+        upper = uppermost.sum(dtype=np.float64)
+        if held + upper >= target:
+            values = uppermost
+        elif len(uppermost):
+            held += upper
+            values = values[~above]
+        else:
+            break
+    values = -np.sort(-values)
+    sums = held + np.cumsum(values, dtype=np.float64)
+    least = values[min(int(np.searchsorted(sums, target)), len(values) - 1)]
+    larger, equal = np.flatnonzero(some > least), np.flatnonzero(some == least)
+    missing = (target - some[larger].sum(dtype=np.float64)) / max(least, np.finfo(np.float32).tiny)
+    return places[np.concatenate((larger, equal[:max(1, int(np.ceil(missing)))]))]
+
+
+def _draw(tokens, weights, top_p, uniform):
+    """One of `tokens` (None: their numbers) in proportion to `weights`, cut to the fewest that hold top_p of them."""
     if top_p < 1.0:
-        order = np.argsort(-weights, kind="stable")
-        sums = np.cumsum(weights[order], dtype=np.float64)
-        count = int(np.searchsorted(sums, top_p * (total or sums[-1]))) + 1
-        tokens, sums = tokens[order[:count]], sums[:count]
-    else:
-        sums = np.cumsum(weights, dtype=np.float64)
+        kept = _nucleus(weights, top_p * weights.sum(dtype=np.float64))
+        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
+    sums = np.cumsum(weights, dtype=np.float64)
     place = min(int(np.searchsorted(sums, uniform * sums[-1], side="right")), len(sums) - 1)
     return place if tokens is None else int(tokens[place])
+
+
+def penalise(logits, ids, penalty):
+    """
+    Make tokens that are there already less likely, in place: logits [vocab_size], ids [S].
+
+    Source: Keskar et al., arXiv:1909.05858
+    """
+    seen = logits[ids]
+    logits[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
+
+
+def check_prompt(prompt, vocabulary, room, name):
+    """ValueError for an array of ids that is empty, has other ids than the vocabulary, or leaves no room to answer."""
+    length = len(prompt)
+    if length == 0:
+        raise ValueError(f"{name} is empty")
+    wrong = prompt[(prompt < 0) | (prompt >= vocabulary)]
+    if wrong.size:
+        raise ValueError(f"{name}: id {wrong[0]} is outside the vocabulary of {vocabulary}")
+    if length >= room:
+        raise ValueError(f"{name} has {length} tokens and the model holds {room} with the answer: shorten it, or raise "
+                         "seq_length, and num_blocks where it is set")
 
 
 class QwenGeneration:
@@ -128,7 +171,8 @@ class QwenGeneration:
         logits_of_steps, scores_of_steps = (), ()
         if streamer is not None:
             streamer.put(batch.ids[:, :max(map(len, prompts))])
-        logits = self.prefill(batch) if self.use_past else self.whole(batch)
+        self.cache_owner = batch
+        logits = self._logits_of(batch, is_prompt=True)
         while True:
             if settings.return_dict_in_generate and settings.output_logits:
                 logits_of_steps += (logits.copy(),)
@@ -140,7 +184,7 @@ class QwenGeneration:
                 streamer.put(tokens if len(tokens) > 1 else tokens[0])
             if batch.finished.all():
                 break
-            logits = self.decode(batch) if self.use_past else self.whole(batch)
+            logits = self._logits_of(batch, is_prompt=False)
         if streamer is not None:
             streamer.end()
         sequences = [ids[:length] for ids, length in zip(batch.ids, batch.lengths)]
@@ -159,29 +203,74 @@ class QwenGeneration:
             tokens.append(sample(scores, settings, uniform()) if settings.do_sample else int(scores.argmax()))
         return tokens
 
-    def prefill(self, batch):
-        """Logits [B, vocab_size] of the prompts' last tokens; fills the cache."""
+    def prefill(self, ids, queries, lengths, prompt_lengths, block_tables):
+        """
+        Add tokens to the cache, and compute what follows them.
+
+        Args:
+            ids (np.ndarray): [T], the tokens of each sequence, packed one behind the other.
+            queries (np.ndarray): [B], how many of them are each sequence's.
+            lengths (np.ndarray): [B], tokens that each sequence has then; what stands before its queries is cached.
+            prompt_lengths (np.ndarray): [B], what dynamic NTK goes by.
+            block_tables (np.ndarray): [B, blocks of seq_length], see `qwen_kernels`.
+
+        Returns:
+            np.ndarray, logits [B, vocab_size] of each sequence's last token.
+        """
         self._enter("prefill", is_first_iteration=True)
-        ids = np.concatenate([ids[:length] for ids, length in zip(batch.ids, batch.lengths)])
-        slots = np.concatenate([batch.slots(row, np.arange(length)) for row, length in enumerate(batch.lengths)])
-        return self(_int32(ids[None]), batch_valid_length=_int32(batch.lengths),
-                    block_tables=_int32(batch.block_tables[:, :batch.blocks()]), slot_mapping=_int32(slots)).asnumpy()
+        rows = np.repeat(np.arange(len(queries)), queries)
+        positions = np.arange(len(ids)) + np.repeat(lengths - np.cumsum(queries), queries)
+        slots = self._slots(block_tables, rows, positions)
+        is_whole = self.kernels.faster_whole_prefill and np.array_equal(queries, lengths)
+        return self(_int32(ids[None]), batch_valid_length=_int32(lengths),
+                    block_tables=_int32(self._narrowed(block_tables, lengths)), slot_mapping=_int32(slots),
+                    prompt_lengths=_int32(prompt_lengths),
+                    q_seq_lens=None if is_whole else _int32(queries)).asnumpy()
 
-    def decode(self, batch):
-        """Logits [B, vocab_size] of the last tokens; adds them to the cache."""
+    def decode(self, ids, lengths, block_tables):
+        """
+        Add one token to each sequence in the cache, and compute what follows it.
+
+        Args:
+            ids (np.ndarray): [B], the tokens.
+            lengths (np.ndarray): [B], tokens that each sequence has then.
+            block_tables (np.ndarray): [B, blocks of seq_length].
+
+        Returns:
+            np.ndarray, logits [B, vocab_size].
+        """
         self._enter("increment", is_first_iteration=False)
-        rows = np.arange(len(batch.lengths))
-        tables = batch.block_tables[:, :batch.blocks()] if self.kernels.reads_whole_tables else batch.block_tables
-        return self(_int32(batch.ids[rows, batch.lengths - 1][:, None]), batch_valid_length=_int32(batch.lengths),
-                    block_tables=_int32(tables), slot_mapping=_int32(batch.slots(rows, batch.lengths - 1))).asnumpy()
+        slots = self._slots(block_tables, np.arange(len(ids)), lengths - 1)
+        tables = self._narrowed(block_tables, lengths) if self.kernels.reads_whole_tables else block_tables
+        return self(_int32(ids[:, None]), batch_valid_length=_int32(lengths), block_tables=_int32(tables),
+                    slot_mapping=_int32(slots)).asnumpy()
 
-    def whole(self, batch):
-        """Logits [B, vocab_size] of the last tokens, without a cache."""
+    def _logits_of(self, batch, is_prompt):
+        """Logits [B, vocab_size] of the last tokens."""
+        if not self.use_past:
+            return self._whole(batch)
+        lengths = batch.lengths
+        if is_prompt:
+            ids = np.concatenate([ids[:length] for ids, length in zip(batch.ids, lengths)])
+            return self.prefill(ids, lengths, lengths, lengths, batch.block_tables)
+        return self.decode(batch.ids[np.arange(len(lengths)), lengths - 1], lengths, batch.block_tables)
+
+    def _whole(self, batch):
+        """The same without a cache."""
         width = batch.lengths.max()
         # The id of padding may be outside the vocabulary.
         ids = np.where(np.arange(width) < batch.lengths[:, None], batch.ids[:, :width], 0)
         return self(_int32(ids), batch_valid_length=_int32(batch.lengths),
                     prompt_lengths=_int32(batch.prompt_lengths)).asnumpy()
+
+    def _slots(self, block_tables, rows, positions):
+        """The cache slots of positions of sequences."""
+        size = self.config.block_size
+        return block_tables[rows, positions // size] * size + positions % size
+
+    def _narrowed(self, block_tables, lengths):
+        """The tables, as wide as the longest sequence needs."""
+        return block_tables[:, :-(-int(lengths.max()) // self.config.block_size)]
 
     def _enter(self, phase, is_first_iteration):
         """Choose the graph of the next call."""
@@ -191,15 +280,10 @@ class QwenGeneration:
 
     def _limit(self, row, prompt, settings):
         """How many tokens a sequence may have with its answer; ValueError where its prompt can't be answered."""
-        wrong = prompt[(prompt < 0) | (prompt >= self.config.vocab_size)]
-        if wrong.size:
-            raise ValueError(f"prompt {row}: id {wrong[0]} is outside the vocabulary of {self.config.vocab_size}")
         length = len(prompt)
         if length == 0:
             raise ValueError(f"prompt {row} is empty (or nothing but padding, id {settings.pad_token_id})")
-        if length >= self.config.seq_length:
-            raise ValueError(f"prompt {row} has {length} tokens and the model holds {self.config.seq_length} with "
-                             "the answer: shorten it or raise seq_length")
+        check_prompt(prompt, self.config.vocab_size, self.config.seq_length, f"prompt {row}")
         if settings.max_new_tokens is None and length >= settings.max_length:
             raise ValueError(f"prompt {row} has {length} tokens, which max_length={settings.max_length} (prompt and "
                              "answer together) leaves no answer for: raise it, or give max_new_tokens")
@@ -229,7 +313,7 @@ class Batch:
     """
 
     def __init__(self, prompts, limits, config):
-        self.limits, self.block_size = np.array(limits), config.block_size
+        self.limits = np.array(limits)
         self.prompt_lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         self.lengths = self.prompt_lengths.copy()
         self.finished = np.zeros(len(prompts), bool)
@@ -243,14 +327,6 @@ class Batch:
             blocks = -(-limits[row] // config.block_size)
             self.block_tables[row, :blocks] = np.arange(first, first + blocks)
             first += blocks
-
-    def blocks(self):
-        """Blocks of the longest sequence."""
-        return -(-int(self.lengths.max()) // self.block_size)
-
-    def slots(self, rows, positions):
-        """The cache slots of positions of sequences."""
-        return self.block_tables[rows, positions // self.block_size] * self.block_size + positions % self.block_size
 
     def append(self, tokens, eos):
         """Add a token to each unfinished sequence, and finish those that end with it."""

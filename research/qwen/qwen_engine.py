@@ -1,0 +1,487 @@
+"""
+The engine: answers many requests at once, over one model and its paged key/value cache.
+
+A request waits until there is a place and blocks for its prompt. Its prompt is computed between two decode steps, in
+pieces of a bounded size, without what another request has computed already: blocks are known by their content and kept
+until their room is needed. Then it has a row in each decode step, and a block more whenever it has filled its last. When
+blocks run out, the youngest request gives its own up and is computed again later.
+
+    engine = Engine(model)
+    engine.add(Request(prompt_ids, GenerationSettings(max_new_tokens=100)))
+    while engine.has_work:
+        for output in engine.step():
+            ...
+
+Source: Yu et al., Orca (OSDI 2022), iteration-level scheduling; Kwon et al., PagedAttention (arXiv:2309.06180)
+"""
+import hashlib
+import itertools
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from mindformers.tools.logger import logger
+
+from qwen_generation import check_prompt, penalise, sample
+from qwen_settings import GenerationSettings
+
+__all__ = ["BlockPool", "Engine", "Output", "Request", "Stats"]
+
+
+@dataclass
+class Request:
+    """
+    What to continue, and how.
+
+    Args:
+        prompt (Sequence[int]): Ids.
+        settings (GenerationSettings): `stop_words`, which are text, and what belongs to a conversation are not looked
+            at; all else is.
+        id (Hashable): What outputs name the request by. Default: a number that the engine gives.
+    """
+
+    prompt: Sequence[int]
+    settings: GenerationSettings = field(default_factory=GenerationSettings)
+    id: Hashable = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """
+    What one step brings for one request.
+
+    Args:
+        id (Hashable): The request's.
+        token (int): The next token; None where the request ended without another.
+        finish_reason (str): None while the request goes on. "stop": the answer ends with one of `stop_words_ids`;
+            "length": it has `max_new_tokens`, or there is no room for more; "cancelled"; "error".
+        stop_length (int): How many of the last tokens, this one included, are the stop word.
+        error (Exception): What went wrong, with "error".
+    """
+
+    id: Hashable
+    token: int | None
+    finish_reason: str | None = None
+    stop_length: int = 0
+    error: Exception | None = None
+
+
+class Stats(NamedTuple):
+    """What an engine has to do, has, and has done."""
+
+    running: int  # requests with a place in the batch
+    waiting: int  # requests without one
+    free_blocks: int  # blocks that no request holds
+    shared_blocks: int  # those of them that are kept for requests that begin alike
+    computed_tokens: int  # of prompts, so far
+    reused_tokens: int  # of prompts, that were there already
+    evictions: int  # requests that had to give their blocks up
+
+
+class BlockPool:
+    """
+    The blocks of a paged cache: who has how many of them, and what the full ones hold.
+
+    A block is held by one sequence or, once its content is published, by several; a published block that nobody holds
+    is kept until its room is needed, the least recently held one least long.
+
+    Args:
+        count (int): Number of blocks; they are called 0 to count - 1.
+    """
+
+    def __init__(self, count):
+        self.count = count
+        self.holders = [0] * count
+        self.empty = list(range(count - 1, -1, -1))
+        self.kept = OrderedDict()  # published blocks that nobody holds, least recently held first
+        self.published = {}  # digest -> block
+        self.digests = {}  # block -> digest
+
+    @property
+    def free(self):
+        """How many blocks nobody holds."""
+        return len(self.empty) + len(self.kept)
+
+    def take(self):
+        """A block to write to; there must be a free one."""
+        if not self.empty:
+            self.withdraw(next(iter(self.kept)))
+        block = self.empty.pop()
+        self.holders[block] = 1
+        return block
+
+    def publish(self, block, digest):
+        """Let others hold a block of this content, too, unless there is another such block."""
+        if digest not in self.published:
+            self.published[digest], self.digests[block] = block, digest
+
+    def withdraw(self, block):
+        """Forget what a block holds."""
+        digest = self.digests.pop(block, None)
+        if digest is not None:
+            del self.published[digest]
+            if block in self.kept:
+                del self.kept[block]
+                self.empty.append(block)
+
+    def withdraw_all(self):
+        """Forget what all blocks hold."""
+        for block in list(self.digests):
+            self.withdraw(block)
+
+    def share(self, blocks):
+        """Hold published blocks."""
+        for block in blocks:
+            self.kept.pop(block, None)
+            self.holders[block] += 1
+
+    def release(self, blocks):
+        """Hold the blocks of a sequence no longer."""
+        # Blocks further behind are of no use without those before them: they go first.
+        for block in reversed(blocks):
+            self.holders[block] -= 1
+            if self.holders[block] == 0:
+                if block in self.digests:
+                    self.kept[block] = None
+                else:
+                    self.empty.append(block)
+
+
+class _Sequence:
+    """
+    A request on its way.
+
+    Attributes:
+        ids (np.ndarray): int32, the first `length` of which are there: the prompt's `prompt_length`, then the answer's.
+        limit (int): The most that `length` may become.
+        computed (int): How many of them have keys and values in the cache, in `blocks`.
+        blocks (list[int]): Empty while it waits.
+        row (int): In the decoding batch; None outside.
+    """
+
+    def __init__(self, id, settings, prompt, limit, factor, arrival):
+        self.id, self.settings, self.arrival = id, settings, arrival
+        self.ids, self.length, self.prompt_length, self.limit = prompt, len(prompt), len(prompt), limit
+        self.computed, self.blocks, self.row = 0, [], None
+        # Digests of the full blocks, each of all that stands up to its end. The keys depend on the NTK factor, too.
+        self.chain = [b"%d" % factor]
+        self.uniform = np.random.RandomState(settings.seed).random_sample if settings.do_sample else None
+
+    def digest(self, index, block_size):
+        """The digest of block `index`, all of whose tokens are known."""
+        while len(self.chain) <= index + 1:
+            start = (len(self.chain) - 1) * block_size
+            self.chain.append(hashlib.sha256(self.chain[-1] + self.ids[start:start + block_size].tobytes()).digest())
+        return self.chain[index + 1]
+
+    def choose(self, logits):
+        """The next token by its logits [vocab_size], which are altered."""
+        settings = self.settings
+        if settings.repetition_penalty != 1.0:
+            penalise(logits, self.ids[:self.length], settings.repetition_penalty)
+        token = sample(logits, settings, self.uniform()) if settings.do_sample else int(logits.argmax())
+        if not np.isfinite(logits[token]):
+            raise FloatingPointError("the logits are not finite")
+        return token
+
+    def append(self, token):
+        """Add a token; the Output that says so."""
+        if self.length == len(self.ids):
+            self.ids = np.concatenate([self.ids, np.empty(self.limit - self.length, np.int32)])
+        self.ids[self.length] = token
+        self.length += 1
+        stop_length = self._stop_length(token)
+        reason = "stop" if stop_length else "length" if self.length == self.limit else None
+        return Output(self.id, token, reason, stop_length)
+
+    def _stop_length(self, token):
+        """The length of the longest stop word that the answer ends with; 0 for none."""
+        answered, longest = self.length - self.prompt_length, 0
+        for word in self.settings.stop_words_ids:
+            if (word[-1] == token and longest < len(word) <= answered
+                    and tuple(self.ids[self.length - len(word):self.length]) == word):
+                longest = len(word)
+        return longest
+
+
+class Engine:
+    """
+    Continues many prompts at once.
+
+    `step` is one bounded piece of work. It belongs to one thread at a time, while `add`, `cancel`, `has_work` and
+    `stats` may be called from any thread, also during a step.
+
+    The engine fills the model's key/value cache. Where something else has done so since the last step, as the model's
+    own `generate` or another engine does, it computes what it needs anew: answers stay right, but take longer.
+
+    Args:
+        model (QwenForCausalLM): With `use_past`.
+        max_batch (int): The most requests that are decoded at once. Default: `config.batch_size`.
+        prefill_tokens (int): The most tokens of prompts that one step computes.
+
+    Raises:
+        ValueError: A model without a cache, or a number below 1.
+    """
+
+    def __init__(self, model, max_batch=None, prefill_tokens=512):
+        config = model.config
+        if not model.use_past:
+            raise ValueError("the engine needs a model with a key/value cache: set use_past to True")
+        for name, value in (("max_batch", config.batch_size if max_batch is None else max_batch),
+                            ("prefill_tokens", prefill_tokens)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number from 1, found {value!r}")
+            setattr(self, name, value)
+        model.set_train(False)
+        self.model, self.config, self.block_size = model, config, config.block_size
+        self.pool = BlockPool(config.cache_blocks)
+        thresholds = model.transformer.tables.thresholds
+        self.thresholds = np.zeros(0, np.int32) if thresholds is None else thresholds.asnumpy()
+        self.lock = threading.Lock()  # of what add and cancel share with step
+        self.sequences, self.cancelled = {}, []  # id -> what has not ended yet; those of them that are to end
+        self.waiting, self.prefilling, self.decoding = deque(), [], []
+        self.arrivals, self.numbers = itertools.count(), itertools.count()
+        self.was_prefill = False  # the last step
+        self.computed_tokens = self.reused_tokens = self.evictions = 0
+        # By row of the decoding batch: the last token, which is not computed yet; the tokens with it; the blocks.
+        self.tokens = np.zeros(self.max_batch, np.int32)
+        self.lengths = np.zeros(self.max_batch, np.int32)
+        self.tables = np.full((self.max_batch, config.blocks_per_sequence), -1, np.int32)
+
+    def add(self, request):
+        """
+        Queue a request; computes nothing.
+
+        Returns:
+            The request's id.
+
+        Raises:
+            ValueError: An id that is in use, an empty prompt, one with ids outside the vocabulary, or one that leaves no
+                room for an answer.
+        """
+        prompt = np.asarray(request.prompt)
+        if prompt.ndim != 1 or prompt.size and prompt.dtype.kind not in "iu":
+            raise ValueError(f"the prompt: expected a list of ids, found {str(request.prompt)[:80]}")
+        capacity = min(self.config.seq_length, self.pool.count * self.block_size)
+        check_prompt(prompt, self.config.vocab_size, capacity, "the prompt")
+        limit = min(len(prompt) + request.settings.max_new_tokens, capacity)
+        factor = int(np.searchsorted(self.thresholds, len(prompt)))
+        with self.lock:
+            id = request.id
+            if id is None:
+                id = next(number for number in self.numbers if number not in self.sequences)
+            elif id in self.sequences:
+                raise ValueError(f"id {id!r}: a request of that id has not ended yet")
+            sequence = _Sequence(id, request.settings, prompt.astype(np.int32), limit, factor, next(self.arrivals))
+            self.sequences[id] = sequence
+            self.waiting.append(sequence)
+        return id
+
+    def cancel(self, id):
+        """End a request; the next step says so. One that is not there, or has ended, is no error."""
+        with self.lock:
+            if id in self.sequences:
+                self.cancelled.append(self.sequences[id])
+
+    @property
+    def has_work(self):
+        """Whether there are requests that have not ended."""
+        return bool(self.sequences)
+
+    def stats(self):
+        """Stats."""
+        return Stats(len(self.prefilling) + len(self.decoding), len(self.waiting), self.pool.free, len(self.pool.kept),
+                     self.computed_tokens, self.reused_tokens, self.evictions)
+
+    def step(self):
+        """
+        Compute prompts of newcomers, or the next token of every row; in turns where there is both to do.
+
+        Returns:
+            list[Output], for each request at most one; also of requests cancelled since the last step. Requests whose
+            computation failed have ended with "error"; the others go on.
+        """
+        with self.lock:
+            outputs = self._end_cancelled()
+            self._own_cache()
+            work = [] if self.was_prefill and self.decoding else self._plan_prefill()
+            self.was_prefill = bool(work)
+            work = work or self._plan_decode()
+        if not work:
+            return outputs
+        try:
+            logits = self._prefill(work) if self.was_prefill else self._decode()
+        except BaseException as error:
+            # What the cache holds now is not known: what goes on begins anew.
+            self.model.cache_owner = None
+            if not isinstance(error, Exception):
+                raise
+            logger.error("%d requests failed: %s", len(work), error)
+            with self.lock:
+                return outputs + [self._end(sequence, error) for sequence, _ in work]
+        with self.lock:
+            for (sequence, count), row in zip(work, logits):
+                sequence.computed += count
+                if sequence.computed == sequence.length:
+                    outputs.append(self._advance(sequence, row))
+        return outputs
+
+    # What to compute
+
+    def _end_cancelled(self):
+        # One that is gone has ended by itself meanwhile.
+        outputs = [self._end(sequence) for sequence in self.cancelled if self.sequences.get(sequence.id) is sequence]
+        self.cancelled = []
+        return outputs
+
+    def _own_cache(self):
+        """Begin anew where something else has written to the cache."""
+        if self.model.cache_owner is self:
+            return
+        self.model.cache_owner = self
+        self.pool.withdraw_all()
+        for sequence in self._by_age():
+            self._put_back(sequence)
+
+    def _plan_prefill(self):
+        """[(sequence, how many of its tokens)]: those of prompts that are begun, then of newcomers."""
+        work, room = [], self.prefill_tokens
+        for sequence in self.prefilling:
+            room -= self._schedule(sequence, room, work)
+        while room > 0 and self.waiting and len(self.prefilling) + len(self.decoding) < self.max_batch:
+            sequence = self.waiting[0]
+            if not self._take_blocks(sequence):
+                break
+            self.prefilling.append(self.waiting.popleft())
+            room -= self._schedule(sequence, room, work)
+        return work
+
+    def _plan_decode(self):
+        """[(sequence, 1)] of every row, once those that have filled their last block have another."""
+        begins = (self.lengths[:len(self.decoding)] - 1) % self.block_size == 0
+        for sequence in sorted((self.decoding[row] for row in np.flatnonzero(begins)), key=lambda s: s.arrival):
+            self._grow(sequence)
+        work = []
+        for sequence in self.decoding:
+            self._schedule(sequence, 1, work)
+        return work
+
+    def _schedule(self, sequence, room, work):
+        """Add up to `room` tokens of a sequence to the work; how many it are."""
+        count = min(sequence.length - sequence.computed, room)
+        if count > 0:
+            work.append((sequence, count))
+            # Newcomers of the same prefill may share what this one computes: a layer writes all keys, then reads them.
+            for index in range(sequence.computed // self.block_size, (sequence.computed + count) // self.block_size):
+                self.pool.publish(sequence.blocks[index], sequence.digest(index, self.block_size))
+        return count
+
+    def _take_blocks(self, sequence):
+        """Give a newcomer its blocks, those published that it begins with among them; False if there are too few."""
+        count, shared = -(-sequence.length // self.block_size), []
+        for index in range((sequence.length - 1) // self.block_size):  # the last token must be computed
+            block = self.pool.published.get(sequence.digest(index, self.block_size))
+            if block is None:
+                break
+            shared.append(block)
+        self.pool.share(shared)
+        # Those that are there already will want a block more each before long.
+        if self.pool.free < count - len(shared) + len(self.prefilling) + len(self.decoding):
+            self.pool.release(shared)
+            return False
+        sequence.blocks = shared + [self.pool.take() for _ in range(count - len(shared))]
+        sequence.computed = len(shared) * self.block_size
+        self.reused_tokens += sequence.computed
+        return True
+
+    def _grow(self, sequence):
+        """Another block for a row, unless it has one or had to give its own up; the youngest give theirs up for it."""
+        index = (sequence.length - 1) // self.block_size
+        while sequence.row is not None and index == len(sequence.blocks):
+            if self.pool.free:
+                sequence.blocks.append(self.pool.take())
+                self.tables[sequence.row, index] = sequence.blocks[-1]
+            else:
+                self._put_back(self._by_age()[0])
+                self.evictions += 1
+
+    def _by_age(self):
+        """All that have blocks, the youngest first."""
+        return sorted(self.prefilling + self.decoding, key=lambda s: -s.arrival)
+
+    # Computing
+
+    def _prefill(self, work):
+        """Logits [B, vocab_size] behind the tokens of the work."""
+        sequences, queries = zip(*work)
+        ids = np.concatenate([s.ids[s.computed:s.computed + count] for s, count in work])
+        tables = np.full((len(work), self.tables.shape[1]), -1, np.int32)
+        for row, sequence in enumerate(sequences):
+            tables[row, :len(sequence.blocks)] = sequence.blocks
+        self.computed_tokens += len(ids)
+        return self.model.prefill(ids, np.array(queries), np.array([s.computed + count for s, count in work]),
+                                  np.array([s.prompt_length for s in sequences]), tables)
+
+    def _decode(self):
+        """Logits [B, vocab_size] behind the last token of every row, and of rows that fill the batch up."""
+        count = len(self.decoding)
+        rows = np.arange(self._batch_size(count))
+        rows[count:] = 0  # the first row once more, which writes the same to the same slot
+        return self.model.decode(self.tokens[rows], self.lengths[rows], self.tables[rows])
+
+    def _batch_size(self, count):
+        """Of the graph that decodes so many rows: where each size has a graph of its own there are but a few sizes."""
+        if self.model.kernels.reads_whole_tables:
+            return count
+        return min(1 << (count - 1).bit_length(), self.max_batch)
+
+    # What comes of it
+
+    def _advance(self, sequence, logits):
+        """Choose the next token of a sequence that is computed; the Output."""
+        try:
+            output = sequence.append(sequence.choose(logits))
+        except ArithmeticError as error:
+            return self._end(sequence, error)
+        if output.finish_reason:
+            self._leave(sequence)
+            del self.sequences[sequence.id]
+            return output
+        if sequence.row is None:
+            self.prefilling.remove(sequence)
+            sequence.row = len(self.decoding)
+            self.decoding.append(sequence)
+            self.tables[sequence.row, :len(sequence.blocks)] = sequence.blocks
+        self.tokens[sequence.row], self.lengths[sequence.row] = output.token, sequence.length
+        return output
+
+    def _end(self, sequence, error=None):
+        """End a sequence before its time; the Output."""
+        if sequence.blocks:
+            self._leave(sequence)
+        else:
+            self.waiting.remove(sequence)
+        del self.sequences[sequence.id]
+        return Output(sequence.id, None, "error" if error else "cancelled", error=error)
+
+    def _put_back(self, sequence):
+        """Take a sequence's blocks; it waits, before all younger ones, and is computed again."""
+        self._leave(sequence)
+        self.waiting.appendleft(sequence)
+
+    def _leave(self, sequence):
+        """Take a sequence's blocks and its place."""
+        self.pool.release(sequence.blocks)
+        sequence.blocks, sequence.computed = [], 0
+        if sequence.row is None:
+            self.prefilling.remove(sequence)
+            return
+        row, last = sequence.row, self.decoding.pop()
+        if last is not sequence:  # the last row moves up
+            self.decoding[row], last.row = last, row
+            for rows in (self.tokens, self.lengths, self.tables):
+                rows[row] = rows[len(self.decoding)]
+        sequence.row = None
