@@ -1,5 +1,5 @@
 """
-The three ways of the first MindFormers port's manual, with a YAML as it was then, as typed there but for paths and
+The ways of the first MindFormers port's manual, with a YAML as it was then, as typed there but for paths and
 device: run in a process of its own, in an empty directory.
 """
 import subprocess
@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+from qwen_chat import make_context
 from qwen_tokenizer import QwenTokenizer
 
 OLD_YAML = """
@@ -161,6 +162,42 @@ run_generate()
 """
 
 
+CHAT = """
+import os
+import sys
+
+import mindspore as ms
+from mindformers.tools.register.config import MindFormerConfig
+
+from mindformers.models.llama.llama_config import LlamaConfig
+
+from qwen_model import QwenForCausalLM
+from qwen_tokenizer import QwenTokenizer
+from qwen_chat import chat
+
+ms.set_context(mode=ms.GRAPH_MODE, device_target='CPU', device_id=0)
+ms.set_context(ascend_config={"precision_mode": "must_keep_origin_dtype"})
+
+config = MindFormerConfig("./run/run_qwen_7b.yaml")
+tokenizer = QwenTokenizer(**config.processor.tokenizer)
+
+model_config = LlamaConfig.from_pretrained("./run/run_qwen_7b.yaml")
+model_config.checkpoint_name_or_path = './run/qwen_7b_ms.ckpt'
+model_config.seq_length = 2048
+
+model = QwenForCausalLM(model_config)
+
+history = None
+query = '你好'
+response, history = chat(model, tokenizer, query, history)
+print(response)
+
+query = '给我讲一个年轻人奋斗创业最终取得成功的故事。'
+response, history = chat(model, tokenizer, query, history)
+print(history)
+"""
+
+
 @pytest.fixture
 def folder(tmp_path, tiny_ckpt, tiny_hf):
     """An empty directory with the manual's ./run in it."""
@@ -199,6 +236,18 @@ def test_generate_as_typed(folder, answers):
 
 def test_batch_as_typed(folder, answers):
     assert last_line(BATCH, folder) == str((answers * 6)[:16])
+
+
+def test_chat_as_typed(folder, build_tiny, tiny_hf):
+    # The YAML says nothing of NTK and LogN, so they are off; it allows answers of 40 tokens.
+    tokenizer = QwenTokenizer(str(tiny_hf))
+    model = build_tiny(use_past=True, use_dynamic_ntk=False, use_logn_attn=False, seq_length=1024)
+    history = []
+    for query in ("你好", "给我讲一个年轻人奋斗创业最终取得成功的故事。"):
+        prompt = make_context(tokenizer, query, history)[1]
+        ids = model.generate(prompt, max_new_tokens=40, do_sample=False, eos_token_id=[256, 257, 258])[0]
+        history.append((query, tokenizer.decode(ids[len(prompt):], skip_special_tokens=True).strip()))
+    assert last_line(CHAT, folder) == str(history)
 
 
 def test_script_as_typed(folder, answers):

@@ -5,7 +5,7 @@ import mindspore as ms
 import pytest
 from mindformers.models.build_processor import build_processor
 from mindformers.tools.register import MindFormerConfig
-from qwen_chat import ChatMLTokenizer
+from qwen_chatml import ChatMLTokenizer
 from qwen_processor import QwenProcessor
 from qwen_tokenizer import QwenTokenizer
 

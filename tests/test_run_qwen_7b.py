@@ -3,29 +3,12 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from conftest import ROOT, TINY
-from qwen_chat import make_context
+from qwen_chatml import make_context
 from qwen_tokenizer import QwenTokenizer
-from run_qwen_7b import load_config, main, parse_args, read_prompts, resolve_device
+from run_qwen_7b import main, parse_args, read_prompts
 
 PROMPT = "Once upon a time"
-
-
-@pytest.fixture(scope="module")
-def tiny_yaml(tmp_path_factory):
-    """A YAML of the golden model: the demo's with other sizes. Returns a function of chat_format."""
-    def write(chat_format):
-        config = yaml.safe_load((ROOT / "configs/predict_qwen_demo.yaml").read_text())
-        config["model"]["model_config"].update(
-            hidden_size=64, num_hidden_layers=3, num_attention_heads=4, kv_channels=16, intermediate_size=176,
-            vocab_size=512, layer_norm_epsilon=1e-6, rotary_emb_base=10000, train_seq_length=64,
-            use_dynamic_ntk=True, use_logn_attn=True, seq_length=256, eos_token_id=[258, 257, 256],
-            pad_token_id=256, chat_format=chat_format)
-        path = tmp_path_factory.mktemp("yaml") / "tiny.yaml"
-        path.write_text(yaml.safe_dump(config))
-        return str(path)
-    return write
 
 
 def run(folder, *arguments):
@@ -100,15 +83,3 @@ def test_prompts_come_from_arguments_and_files(tmp_path):
         read_prompts(["one", " "])
     with pytest.raises(OSError, match="missing"):
         read_prompts(["@missing.txt"])
-
-
-def test_the_command_line_wins_over_the_yaml(tiny_yaml, tiny_ckpt):
-    args = parse_args(["--config", tiny_yaml("raw"), "--load_checkpoint", str(tiny_ckpt), "--device_id", "3",
-                       "--predict_data", "x"])
-    config = load_config(args)
-    assert config.model.model_config.checkpoint_name_or_path == str(tiny_ckpt)
-    assert (config.context.device_id, config.context.device_target) == (3, "CPU")
-
-
-def test_auto_is_the_cpu_where_there_is_no_npu():
-    assert resolve_device("auto") == resolve_device("CPU") == "CPU"

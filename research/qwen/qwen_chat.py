@@ -1,175 +1,236 @@
-"""Chatting with Qwen: the prompt of a conversation, the words that end a reply, and the reply alone as text.
+"""Talking to Qwen: answers at once, as they grow, or for many conversations together.
 
-ChatML writes each message as `<|im_start|>ROLE\\nCONTENT<|im_end|>`; the model goes on from
-`<|im_start|>assistant\\n`. Prompts are equal to those of the reference's `make_context`.
+    response, history = chat(model, tokenizer, "Hello!")
+    response, history = chat(model, tokenizer, "And then?", history)
 """
-from functools import partial
+import contextlib
+import copy
+from dataclasses import dataclass
 
-from mindformers.mindformer_book import MindFormerBook
-from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from qwen_chatml import (
+    DEFAULT_SYSTEM,
+    ChatMLTokenizer,
+    decode_tokens,
+    get_stop_words_ids,
+    make_context,
+)
+from qwen_engine import Engine, Request
+from qwen_settings import GenerationSettings
+from qwen_text import TextStream
 
-from qwen_tokenizer import IM_END, IM_START, QwenTokenizer
-
-__all__ = ["ChatMLTokenizer", "decode_tokens", "get_stop_words_ids", "make_context"]
-
-DEFAULT_SYSTEM = "You are a helpful assistant."
+__all__ = ["ChatMLTokenizer", "Reply", "chat", "chat_batch", "chat_settings", "chat_stream", "decode_tokens",
+           "get_stop_words_ids", "make_context", "stream_reply"]
 
 
-def make_context(tokenizer, query, history=None, system=DEFAULT_SYSTEM,
-                 max_window_size=6144, chat_format="chatml"):
-    """Write the prompt of the next reply in a conversation.
-
-    Control tokens typed in a message stay text. History gives way by whole turns, oldest first: a turn is
-    kept while the system message, the newer turns and itself have fewer than `max_window_size` tokens.
+def chat(model, tokenizer, query, history=None, system=DEFAULT_SYSTEM, append_history=True, settings=None,
+         **generation):
+    """Answer one question of a conversation.
 
     Args:
-        tokenizer (QwenTokenizer): gives the ids.
-        query (str): what the user says now.
-        history (list[tuple[str, str]], optional): earlier (query, response) pairs, oldest first; only read.
-        system (str): the system message.
-        max_window_size (int): tokens.
-        chat_format (str): "chatml" for chat models. "raw" for base models: the query is the whole prompt,
-            encoded like any text, control tokens and all; history and system have no place in it.
+        model (QwenForCausalLM): a chat model with `use_past`. What its cache still holds of the conversation is not
+            computed again. It belongs to one thread at a time.
+        tokenizer (QwenTokenizer): the model's.
+        query, history, system: see `make_context`. History is trimmed by whole turns to what the model holds.
+        append_history (bool): whether the history that is returned has this turn.
+        settings (GenerationSettings, optional): default: what the model's config and the generation_config.json
+            beside its checkpoint say.
+        **generation: settings that differ, see `GenerationSettings`. Stop words are in addition to ChatML's.
+            `chat_format="raw"` has a text continued, by whatever model, without history and system message.
 
     Returns:
-        (str, list[int]), the prompt and its ids.
+        (str, list[tuple[str, str]]), the response without white space around it, and a new history; the one given
+        stays as it was.
 
     Raises:
-        ValueError: an unknown `chat_format`, or a turn that is not a pair.
+        ValueError: a base model and no `chat_format` given; a question that the model can't hold; a setting that does
+            not exist or a value that it can't have; a turn of the history that is not a pair.
     """
-    if _checked(chat_format) == "raw":
-        return query, tokenizer.encode(query)
-    message = partial(_message, tokenizer)
-    newline = "\n", tokenizer.encode("\n")
-    instruction = message("system", system)
-    turns = (_joined([newline, message("user", asked), newline, message("assistant", answered)])
-             for asked, answered in reversed(_pairs(history)))
-    kept = _newest(turns, max_window_size - len(instruction[1]))
-    header = f"{IM_START}assistant\n", _header_ids(tokenizer, "assistant")
-    return _joined([instruction, *kept, newline, message("user", query), newline, header])
+    for reply in stream_reply(model, tokenizer, query, history, system, settings, **generation):
+        pass
+    turn = [(query, reply.text)] if append_history else []
+    return reply.text, [*(history or ()), *turn]
 
 
-def _message(tokenizer, role, content):
-    content_ids = tokenizer.encode(content, allowed_special=set())
-    ids = [*_header_ids(tokenizer, role), *content_ids, tokenizer.im_end_id]
-    return f"{IM_START}{role}\n{content}{IM_END}", ids
-
-
-def _header_ids(tokenizer, role):
-    # The reference encodes role, newline and content apart; together some would merge into other ids.
-    return [tokenizer.im_start_id, *tokenizer.encode(role), *tokenizer.encode("\n")]
-
-
-def _joined(pieces):
-    return "".join(text for text, _ in pieces), [i for _, ids in pieces for i in ids]
-
-
-def _pairs(history):
-    pairs = list(history or ())
-    for turn in pairs:
-        if not isinstance(turn, (list, tuple)) or len(turn) != 2:
-            raise ValueError(f"history: expected (query, response) pairs, found {turn!r}")
-    return pairs
-
-
-def _newest(turns, room):
-    kept = []
-    for turn in turns:
-        room -= len(turn[1])
-        if room <= 0:
-            break
-        kept.insert(0, turn)
-    return kept
-
-
-def get_stop_words_ids(chat_format, tokenizer):
-    """The sequences of ids that end a reply, as list[list[int]]. ValueError for an unknown format."""
-    if _checked(chat_format) == "raw":
-        return [tokenizer.encode("Human:"), [tokenizer.eod_id]]
-    return [[tokenizer.im_end_id], [tokenizer.im_start_id]]
-
-
-def decode_tokens(tokens, tokenizer, context_length=0, chat_format="chatml"):
-    """Decode a reply up to its first stop word or `<|endoftext|>`, without white space around it.
+def chat_stream(model, tokenizer, query, history=None, system=DEFAULT_SYSTEM, settings=None, **generation):
+    """Answer as `chat` does, while the answer grows. Closing the iterator early ends the work.
 
     Args:
-        tokens (Sequence[int]): ids of the prompt and the reply.
-        tokenizer (QwenTokenizer): decodes them.
-        context_length (int): how many of them are the prompt.
-        chat_format (str): "chatml" or "raw".
+        see `chat`.
 
     Returns:
-        str, the reply.
+        Iterator[str], at least one text, each the whole answer so far: it begins with the one before, and ends with
+        whole characters. The last one is the response of `chat`.
 
     Raises:
-        ValueError: an unknown `chat_format`.
+        ValueError: see `chat`; at once.
     """
-    stop_words = [*get_stop_words_ids(chat_format, tokenizer), [tokenizer.eod_id]]
-    return tokenizer.decode(_before_stop(list(tokens[context_length:]), stop_words)).strip()
+    return _texts(stream_reply(model, tokenizer, query, history, system, settings, **generation))
 
 
-def _before_stop(ids, stop_words):
-    ends = (i for i in range(len(ids)) if any(ids[i:i + len(word)] == word for word in stop_words))
-    return ids[:next(ends, len(ids))]
-
-
-def _checked(chat_format):
-    if chat_format not in ("chatml", "raw"):
-        raise ValueError(f"chat_format: expected 'chatml' or 'raw', found {chat_format!r}")
-    return chat_format
-
-
-@MindFormerRegister.register(MindFormerModuleType.TOKENIZER)
-class ChatMLTokenizer(QwenTokenizer):
-    """Questions in, replies out: lets MindFormers' text generation pipeline and Trainer drive a chat model.
-
-    Calling it on a question gives the ids of the ChatML prompt that asks it. `encode` and `tokenize` are
-    those of QwenTokenizer. `decode(ids, skip_special_tokens=True)` of prompt and reply gives the reply
-    alone: what follows the header of the last assistant message, up to a stop word or `<|endoftext|>`,
-    without white space around it. Without such a header everything is taken as the reply.
+def chat_batch(model, tokenizer, queries, histories=None, system=DEFAULT_SYSTEM, append_history=True, settings=None,
+               **generation):
+    """Answer one question in each of many conversations, as `chat` would one by one, but together.
 
     Args:
-        vocab_file (str | Path, optional): as in QwenTokenizer.
-        system (str): the system message of every prompt.
-        **kwargs: as in QwenTokenizer.
+        queries (list[str]): one for each conversation.
+        histories (list[list[tuple[str, str]] | None], optional): as many. Default: new conversations.
+        system (str | list[str]): one for all, or as many.
+        other arguments: see `chat`.
+
+    Returns:
+        (list[str], list[list[tuple[str, str]]]), the responses and the new histories.
+
+    Raises:
+        ValueError: see `chat`, the number of the conversation in front (from 0); lists of different lengths.
+    """
+    count = len(queries)
+    histories = [None] * count if histories is None else histories
+    systems = [system] * count if isinstance(system, str) else system
+    for name, found in (("histories", histories), ("system", systems)):
+        if len(found) != count:
+            raise ValueError(f"{name}: expected {count}, one for each query, found {len(found)}")
+    settings = chat_settings(model.config, settings, **generation)
+    prompts = []
+    for number, conversation in enumerate(zip(queries, histories, systems)):
+        try:
+            prompts.append(_prompt(model.config, tokenizer, settings, *conversation))
+        except ValueError as error:
+            raise ValueError(f"conversation {number}: {error}") from None
+    texts = [""] * count
+    for number, reply in _replies(model, tokenizer, prompts, settings):
+        texts[number] = reply.text
+    turns = [[(query, text)] if append_history else [] for query, text in zip(queries, texts)]
+    return texts, [[*(history or ()), *turn] for history, turn in zip(histories, turns)]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """
+    An answer so far.
+
+    Attributes:
+        text (str): without white space around it.
+        tokens (int): how many it took, those of the stop word included.
+        finish_reason (str | None): None while it grows; "stop" at a stop word; "length" where `max_new_tokens`, or what
+            the model holds, cut it off.
     """
 
-    def __init__(self, vocab_file=None, system=DEFAULT_SYSTEM, **kwargs):
-        self.system = system
-        super().__init__(vocab_file, system=system, **kwargs)
-
-    def __call__(self, text, **kwargs):
-        """Encode a question (str) or a batch of them (list of str).
-
-        Args:
-            **kwargs: padding, truncation, max_length, return_tensors, ..., as for any MindFormers tokenizer.
-
-        Returns:
-            BatchEncoding with input_ids and attention_mask.
-
-        Raises:
-            ValueError: `text` is neither.
-        """
-        if isinstance(text, str):
-            return self.encode_plus(self._prompt_ids(text), **kwargs)
-        if not isinstance(text, (list, tuple)) or not all(isinstance(question, str) for question in text):
-            raise ValueError(f"text: expected a question or a list of questions, found {text!r}")
-        # In a batch MindFormers reads a bare list of ids as a pair of texts.
-        return self.batch_encode_plus([(self._prompt_ids(question), None) for question in text], **kwargs)
-
-    def _prompt_ids(self, question):
-        return make_context(self, question, system=self.system)[1]
-
-    def _decode(self, token_ids, skip_special_tokens=False, **kwargs):
-        if not skip_special_tokens:
-            return super()._decode(token_ids, **kwargs)
-        return super()._decode(self._reply_ids(token_ids), skip_special_tokens=True, **kwargs).strip()
-
-    def _reply_ids(self, ids):
-        header = _header_ids(self, "assistant")
-        starts = (i for i in range(len(ids), 0, -1) if ids[max(i - len(header), 0):i] == header)
-        return _before_stop(ids[next(starts, 0):], [[self.im_end_id], [self.im_start_id], [self.eod_id]])
+    text: str = ""
+    tokens: int = 0
+    finish_reason: str | None = None
 
 
-# save_pretrained writes the processor's name into its YAML and looks it up here.
-MindFormerBook.get_tokenizer_name_to_processor()[ChatMLTokenizer.__name__] = "QwenProcessor"
+def stream_reply(model, tokenizer, query, history=None, system=DEFAULT_SYSTEM, settings=None, **generation):
+    """What `chat_stream` does, with more to tell: Iterator[Reply], one a token. Args and errors as there."""
+    settings = chat_settings(model.config, settings, **generation)
+    prompt = _prompt(model.config, tokenizer, settings, query, history, system)
+    return _alone(_replies(model, tokenizer, [prompt], settings))
+
+
+def chat_settings(config, settings=None, **generation):
+    """The settings of a chat.
+
+    Args:
+        config (QwenConfig): the model's.
+        settings, **generation: see `chat`.
+
+    Returns:
+        GenerationSettings.
+
+    Raises:
+        ValueError: a base model and no `chat_format` given; see also `GenerationSettings.load`.
+    """
+    if settings is None:
+        # YAMLs of the first MindFormers port don't say, and its chat took ChatML.
+        if getattr(config, "chat_format", None) is None:
+            config = copy.copy(config)
+            config.chat_format = "chatml"
+        settings = GenerationSettings.load(config, **generation)
+    else:
+        settings = settings.override(**generation)
+    if settings.chat_format != "chatml" and generation.get("chat_format") is None:
+        raise ValueError("chat_format: expected 'chatml', found 'raw': by its config this is a base model, which goes on "
+                         "with a text instead of answering; take the chat model, or say chat_format='raw' to have a text "
+                         "continued, or 'chatml' if it is a chat model nevertheless")
+    return settings
+
+
+def _prompt(config, tokenizer, settings, query, history, system):
+    """The ids of a prompt that the model can hold with an answer."""
+    if not isinstance(query, str):
+        raise ValueError(f"query: expected a text, found {type(query).__name__}; chat_batch takes several")
+    capacity = min(config.seq_length, config.cache_blocks * config.block_size)
+    answer = min(settings.max_new_tokens, capacity // 4)
+    _, ids = make_context(tokenizer, query, history, system, settings.max_window_size, settings.chat_format,
+                          max_length=capacity - answer)
+    if len(ids) >= capacity:
+        raise ValueError(f"query: it has {len(ids)} tokens with the system message, and the model holds {capacity} with "
+                         "the answer: shorten it or raise seq_length")
+    return ids
+
+
+def _replies(model, tokenizer, prompts, settings):
+    """Iterator of (number of a prompt, Reply), one for each token of each answer."""
+    stops = [*settings.stop_words_ids, *get_stop_words_ids(settings.chat_format, tokenizer), [tokenizer.eod_id]]
+    settings = settings.override(stop_words_ids=stops)
+    answers = {}  # request id -> number, TextStream, Reply of what is not finished
+    # The engine of the last chat knows what was said. A chat that begins meanwhile gets one of its own, and so does the
+    # next one after a failure in the middle of a step.
+    engine, model.chat_engine = getattr(model, "chat_engine", None) or Engine(model), None
+    try:
+        for number, prompt in enumerate(prompts):
+            stream = TextStream(tokenizer, settings.stop_words, settings.stop_words_ids)
+            answers[engine.add(Request(prompt, settings))] = number, stream, Reply()
+        while answers:
+            for output in engine.step():
+                if output.error:
+                    raise output.error
+                if output.id not in answers:  # a stop string ended it, and the engine says that it was cancelled
+                    continue
+                number, stream, reply = answers.pop(output.id)
+                reply = _grown(reply, stream, output)
+                if reply.finish_reason is None:
+                    answers[output.id] = number, stream, reply
+                elif output.finish_reason is None:
+                    engine.cancel(output.id)
+                yield number, reply
+    except GeneratorExit:
+        _put_back(model, engine, answers)
+        raise
+    _put_back(model, engine, answers)
+
+
+def _put_back(model, engine, unfinished):
+    """Leave an engine without work to the next chat."""
+    for request in unfinished:
+        engine.cancel(request)
+    if engine.has_work:
+        engine.step()
+    model.chat_engine = engine
+
+
+def _grown(reply, stream, output):
+    """The reply after one output of the engine."""
+    tokens = reply.tokens
+    if output.token is not None:
+        stream.put(output.token)
+        tokens += 1
+    reason = "stop" if stream.stopped else output.finish_reason
+    if reason:
+        stream.end()
+    return Reply(stream.text.strip(), tokens, reason)
+
+
+def _alone(replies):
+    with contextlib.closing(replies):
+        for _, reply in replies:
+            yield reply
+
+
+def _texts(replies):
+    with contextlib.closing(replies):
+        shown = None
+        for reply in replies:
+            if reply.text != shown:
+                shown = reply.text
+                yield shown

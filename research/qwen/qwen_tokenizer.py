@@ -254,12 +254,11 @@ class QwenTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens):
         """list[bytes | str] -> str; bytes that are not UTF-8 as `errors` of the constructor says."""
-        return self._join(tokens, self.errors)
+        return self._join(tokens).decode("utf-8", self.errors)
 
     @staticmethod
-    def _join(tokens, errors):
-        data = b"".join(token.encode() if isinstance(token, str) else token for token in tokens)
-        return data.decode("utf-8", errors)
+    def _join(tokens):
+        return b"".join(token.encode() if isinstance(token, str) else token for token in tokens)
 
     def decode(self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, **kwargs):
         """Turn ids into text.
@@ -288,9 +287,13 @@ class QwenTokenizer(PreTrainedTokenizer):
         if min(token_ids, default=0) < 0:
             raise ValueError(f"token id {min(token_ids)}: expected 0 to {self.vocab_size - 1}; "
                              "ignored labels must be dropped before decoding")
+        return self.decode_bytes(token_ids, skip_special_tokens).decode("utf-8", errors or self.errors)
+
+    def decode_bytes(self, token_ids, skip_special_tokens=False):
+        """The bytes of a list of ids, which may begin and end within a character; see `decode`."""
         if skip_special_tokens:
             token_ids = [i for i in token_ids if i < self.eod_id]
-        return self._join([self.decoder.get(i, UNDECODABLE) for i in token_ids], errors or self.errors)
+        return self._join([self.decoder.get(i, UNDECODABLE) for i in token_ids])
 
     def save_vocabulary(self, save_directory, filename_prefix=None):
         """Write `[PREFIX-]qwen.tiktoken` into a folder, which is made if need be.

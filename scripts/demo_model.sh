@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Set-up, and the demo model in "$CHECKPOINT". Sourced by demo.sh and chat.sh.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/qwen-mindspore/models"
+CHECKPOINT="$CACHE/smollm2-135m-qwen-ms"
+export LOG_MF_PATH="${LOG_MF_PATH:-$CACHE/output/log}"  # MindFormers' logs; not in the user's directory
+
+if [ ! -d "$CHECKPOINT" ]; then
+    HF="$("$PYTHON" "$ROOT/scripts/make_demo_model.py")"
+    "$PYTHON" "$ROOT/convert/convert_weight.py" --torch_ckpt_dir "$HF" --mindspore_ckpt_path "$CHECKPOINT" >&2
+fi
