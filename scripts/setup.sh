@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv with what requirements.txt pins and this project's modules in it. Quick and silent when it is there.
-# Sourced by demo.sh and test.sh, which then use "$PYTHON".
+# Make .venv with what requirements.txt pins and this project's modules in it; WITH_TESTS=1: with what the tests need, too.
+# Quick and silent when it is there. Sourced by the other scripts, which then use "$PYTHON".
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="$ROOT/.venv/bin/python"
@@ -21,4 +21,12 @@ if [ "$(cat "$ROOT/.venv/installed" 2>/dev/null)" != "$WANTED" ]; then
     # MindFormers finds a model by its registered name: here that of Qwen is known as soon as MindFormers is imported.
     echo "import qwen_register" > "$("$PYTHON" -c 'import site; print(site.getsitepackages()[0])')/qwen_register.pth"
     echo "$WANTED" > "$ROOT/.venv/installed"
+fi
+
+if [ -n "${WITH_TESTS:-}" ]; then
+    WANTED="$WANTED $(sha256sum < "$ROOT/requirements-test.txt")"
+    if [ "$(cat "$ROOT/.venv/installed-tests" 2>/dev/null)" != "$WANTED" ]; then
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements-test.txt" >&2
+        echo "$WANTED" > "$ROOT/.venv/installed-tests"
+    fi
 fi

@@ -1,0 +1,301 @@
+"""Rows of JSONL, JSON, CSV, Parquet and text files of any size, one after the other; and what cannot be read as one."""
+import codecs
+import csv
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ijson
+
+__all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records", "sha256"]
+
+LONGEST = 16 * 2**20  # bytes of a line, characters of a CSV field: what is longer is no prompt but a broken file
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+            ".parquet": "parquet", ".txt": "text"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """
+    One row of a file.
+
+    Attributes:
+        number (int): From 1. The line of a JSONL or text file, the line where a CSV row begins, the item of a JSON array,
+            the row of a Parquet file.
+        fields (dict): Column -> value; None where the row can't be read.
+        error (str): Why it can't be.
+        source (str): The row as it stands in the file, where it can't be read.
+    """
+
+    number: int
+    fields: dict | None = None
+    error: str | None = None
+    source: str | None = None
+
+
+def file_format(path, name=None):
+    """
+    The name of a file's format, by its suffix unless it is given; tab-separated CSV is "tsv".
+
+    Raises:
+        ValueError: A suffix that tells nothing.
+        FileNotFoundError: No such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    name = name or SUFFIXES.get(Path(path).suffix.lower())
+    if name is None:
+        raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}, or --input_format")
+    return name
+
+
+def read_records(path, format, prompt_column=None, skip=()):
+    """
+    The rows of a file, as `Record`s in order. Never more than a few of them are in memory, or a part of a row group.
+
+    Args:
+        path (str | Path): The file, UTF-8 with or without a byte order mark where it is text.
+        format (str): See `file_format`.
+        prompt_column (str): A column that every row of a table must have; also the name that the lines of a text file get.
+        skip: Numbers of rows that are left out, as a container.
+
+    Raises:
+        ValueError: A file that can't be read on: a JSON array with an error in it, a table without the column, ...
+    """
+    for number, row in FORMATS[format].rows(path, prompt_column):
+        if number not in skip:
+            yield FORMATS[format].record(number, row, prompt_column)
+
+
+def count_records(path, format, prompt_column=None):
+    """How many rows there are, those among them that can't be read. ValueError as for `read_records`."""
+    return FORMATS[format].count(path, prompt_column)
+
+
+def sha256(path):
+    """The digest of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Rows:
+    """A format: `rows` gives (number, row as it stands in the file), which is quick, `record` what a row means."""
+
+    @classmethod
+    def count(cls, path, prompt_column=None):
+        """How many rows there are."""
+        return sum(1 for _ in cls.rows(path, prompt_column))
+
+
+class Lines(Rows):
+    """A row a line: its `rows` are bytes, without the end of the line; None for a line beyond all bounds."""
+
+    place = "line"
+
+    @staticmethod
+    def rows(path, _=None):
+        """(number, line) of each line."""
+        with open(path, "rb") as file:
+            _skip_mark(file, path)
+            number = 0
+            while line := file.readline(LONGEST):
+                number += 1
+                is_whole = len(line) < LONGEST or line.endswith(b"\n")
+                while len(line) == LONGEST and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST)
+                yield number, line.rstrip(b"\r\n") if is_whole else None
+
+    @classmethod
+    def record(cls, number, line, prompt_column=None):
+        """The Record of a line."""
+        if line is None:
+            return Record(number, error=f"longer than {LONGEST >> 20} MiB")
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return Record(number, error=f"not UTF-8 at byte {error.start + 1}", source=line.decode("utf-8", "replace"))
+        return cls.parse(number, text, prompt_column)
+
+    @staticmethod
+    def parse(number, text, prompt_column):
+        """The Record of a line's text: the line is the prompt."""
+        return Record(number, {prompt_column or "prompt": text})
+
+
+class JsonLines(Lines):
+    """A JSON object a line; empty lines are no rows."""
+
+    @classmethod
+    def rows(cls, path, _=None):
+        """(number, line) of each line that isn't empty."""
+        return ((number, line) for number, line in Lines.rows(path) if line is None or line.strip())
+
+    @staticmethod
+    def parse(number, text, prompt_column=None):
+        """The Record of a line's text."""
+        try:
+            fields = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            return Record(number, error=f"invalid JSON: {error}", source=text)
+        return _object(number, fields)
+
+
+class JsonArray(Rows):
+    """A JSON array of objects, of which one after the other is read."""
+
+    place = "item"
+
+    @staticmethod
+    def rows(path, _=None):
+        """(number, value) of each item."""
+        with open(path, "rb") as file:
+            _skip_mark(file, path)
+            start = file.tell()
+            first = file.read(2**16).lstrip()[:1]
+            if first not in (b"[", b""):
+                raise ValueError(f"{path}: expected a JSON array, found {first!r} at its beginning; a file with an object "
+                                 "on each line is --input_format jsonl")
+            file.seek(start)
+            try:
+                if first:
+                    yield from enumerate(ijson.items(file, "item", use_float=True), 1)
+            except ijson.JSONError as error:
+                raise ValueError(f"{path}: invalid JSON: {' '.join(str(error).split())}") from None
+
+    @staticmethod
+    def record(number, value, prompt_column=None):
+        """The Record of an item."""
+        return _object(number, value)
+
+
+class Csv(Rows):
+    """A table with the names of its columns in the first line."""
+
+    place = "line"
+    dialect = "excel"
+
+    @classmethod
+    def rows(cls, path, prompt_column=None):
+        """(number, (names, values)) of each row that isn't empty; a message in their place where it can't be read."""
+        csv.field_size_limit(LONGEST)
+        # Bytes that are not UTF-8 must not end the reading: they come through as surrogates and condemn their row.
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            _skip_mark(file.buffer, path)
+            reader = csv.reader(file, cls.dialect, strict=True)
+            try:
+                names = next(reader, None)
+            except csv.Error as error:
+                raise ValueError(f"{path}: line 1: invalid CSV: {error}") from None
+            if names is None:
+                return
+            if len(set(names)) < len(names):
+                raise ValueError(f"{path}: two columns have the same name: {', '.join(names)}")
+            _check_column(path, names, prompt_column)
+            while True:
+                number = reader.line_num + 1
+                try:
+                    values = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    values = f"invalid CSV: {error}"
+                if values:
+                    yield number, (names, values)
+
+    @staticmethod
+    def record(number, row, prompt_column=None):
+        """The Record of a row."""
+        names, values = row
+        if isinstance(values, str):
+            return Record(number, error=values)
+        shown = ",".join(values).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        if len(values) != len(names):
+            return Record(number, error=f"expected {len(names)} values, as many as there are columns, "
+                                        f"found {len(values)}", source=shown)
+        if any("\udc80" <= character <= "\udcff" for value in values for character in value):
+            return Record(number, error="not UTF-8", source=shown)
+        return Record(number, dict(zip(names, values)))
+
+
+class Tsv(Csv):
+    """A table separated by tabs."""
+
+    dialect = "excel-tab"
+
+
+class Parquet(Rows):
+    """A table whose row groups are read a part at a time."""
+
+    place = "row"
+
+    @staticmethod
+    def rows(path, prompt_column=None):
+        """(number, (part of the table, row in it)) of each row."""
+        with _parquet(path) as file:
+            _check_column(path, file.schema_arrow.names, prompt_column)
+            number = 0
+            for part in file.iter_batches(batch_size=256):
+                for row in range(part.num_rows):
+                    number += 1
+                    yield number, (part, row)
+
+    @staticmethod
+    def count(path, prompt_column=None):
+        """How many rows there are."""
+        with _parquet(path) as file:
+            _check_column(path, file.schema_arrow.names, prompt_column)
+            return file.metadata.num_rows
+
+    @staticmethod
+    def record(number, place, prompt_column=None):
+        """The Record of a row."""
+        part, row = place
+        return Record(number, part.slice(row, 1).to_pylist()[0])
+
+
+FORMATS = {"jsonl": JsonLines, "json": JsonArray, "csv": Csv, "tsv": Tsv, "parquet": Parquet, "text": Lines}
+
+
+@contextmanager
+def _parquet(path):
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow==19.0.0") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a Parquet file that can be read: {error}") from None
+
+
+def _skip_mark(file, path):
+    """Go to behind the byte order mark of UTF-8; ValueError for that of UTF-16."""
+    start = file.read(3)
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError(f"{path}: expected UTF-8, found UTF-16: save it as UTF-8")
+    file.seek(3 if start == codecs.BOM_UTF8 else 0)
+
+
+def _object(number, value):
+    if isinstance(value, dict):
+        return Record(number, value)
+    return Record(number, error=f"expected an object of columns, found {type(value).__name__}",
+                  source=json.dumps(value, ensure_ascii=False))
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _check_column(path, names, prompt_column):
+    """ValueError where a table has nothing to answer."""
+    wanted = [prompt_column] if prompt_column else ["prompt", "messages", "query"]
+    if not set(wanted) & set(names):
+        raise ValueError(f"{path}: expected a column {' or '.join(wanted)}, found {', '.join(names)}; --prompt_column "
+                         "names another")
