@@ -1,5 +1,6 @@
 """From the figures of benchmark.py's contestants to its report: medians, floors, table and plot."""
 import datetime
+import importlib.util
 import os
 import platform
 import statistics
@@ -143,12 +144,27 @@ def _start_rows(contestants):
             yield title, [f"{figures[kind][key]['median'] / unit:.2f}" for figures in contestants.values()]
 
 
-def plot(report, path):
-    """Draw the speeds of prefill and decode as bars, with the least and the greatest of the rounds."""
+def output_problem(json, plot):
+    """What keeps a report and its plot from being written to these paths, None where not wanted; None if nothing."""
+    for path in filter(None, (json, plot)):
+        if not path.resolve().parent.is_dir():
+            return f"{path}: there is no folder {path.resolve().parent}"
+    if plot and importlib.util.find_spec("matplotlib") is None:
+        return "--plot needs matplotlib: pip install matplotlib"
+    return None
+
+
+def import_pyplot():
+    """matplotlib's pyplot, which draws into files."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    return pyplot
 
+
+def plot(report, path):
+    """Draw the speeds of prefill and decode as bars, with the least and the greatest of the rounds."""
+    pyplot = import_pyplot()
     contestants = report["contestants"]
     width = 1 / (len(contestants) + 1)
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""Qwen in plain torch, float32, with a key/value cache: what benchmark.py measures beside this project's model.
+"""Qwen in plain torch, float32: what benchmark.py measures beside this project's model, and quantize.py computes with.
 
 It computes as the reference code does (modeling_qwen.py of the released checkpoints, scaled_dot_product_attention
 included), but takes the head of the last position only. Dynamic NTK and LogN are left out: within the length that a
@@ -16,7 +16,7 @@ class TorchQwen:
 
     Args:
         config: the dict of a Hugging Face Qwen config.json.
-        weights: {Hugging Face name: float32 tensor}.
+        weights: {Hugging Face name: float32 tensor}; read only when they are needed, so a part may do.
     """
 
     def __init__(self, config, weights):
@@ -26,7 +26,7 @@ class TorchQwen:
         self.epsilon = config["layer_norm_epsilon"]
         head_size = config.get("kv_channels") or config["hidden_size"] // self.heads
         self.frequencies = config["rotary_emb_base"] ** -(torch.arange(0, head_size, 2) / head_size)
-        self.head = weights["transformer.wte.weight" if config.get("tie_word_embeddings") else "lm_head.weight"]
+        self.head_name = "transformer.wte" if config.get("tie_word_embeddings") else "lm_head"
 
     @classmethod
     def from_folder(cls, folder):
@@ -37,6 +37,11 @@ class TorchQwen:
         for file in sorted(Path(folder).glob("*.safetensors")):
             weights |= {name: tensor.float() for name, tensor in load_file(file).items()}
         return cls(json.loads(Path(folder, "config.json").read_text(encoding="utf-8")), weights)
+
+    @property
+    def head(self):
+        """The head's weight [vocab_size, hidden]."""
+        return self.weights[self.head_name + ".weight"]
 
     @torch.inference_mode()
     def logits(self, ids, cache, last_only=False):
@@ -50,15 +55,15 @@ class TorchQwen:
         Returns:
             Tensor [B, S or 1, vocab_size].
         """
-        first = cache[0][0].shape[2] if cache else 0
-        angles = torch.outer(torch.arange(first, first + ids.shape[1]), self.frequencies).repeat(1, 2)
-        rotation = angles.cos(), angles.sin()
+        rotation = self.rotation(cache[0][0].shape[2] if cache else 0, ids.shape[1])
         x = F.embedding(ids, self.weights["transformer.wte.weight"])
         for layer in range(self.layers):
             prefix = f"transformer.h.{layer}."
-            x = x + self._attention(prefix + "attn.", self._norm(prefix + "ln_1", x), rotation, cache, layer)
-            x = x + self._feed_forward(prefix + "mlp.", self._norm(prefix + "ln_2", x))
-        return F.linear(self._norm("transformer.ln_f", x[:, -1:] if last_only else x), self.head)
+            y = self.norm(prefix + "ln_1", x)
+            x = x + self.linear(prefix + "attn.c_proj", self.attend(prefix, y, rotation, cache, layer))
+            y = self.norm(prefix + "ln_2", x)
+            x = x + self.linear(prefix + "mlp.c_proj", self.gate(prefix, y))
+        return self.linear(self.head_name, self.norm("transformer.ln_f", x[:, -1:] if last_only else x))
 
     def greedy(self, prompts, new_tokens):
         """Yield the next id of each sequence, a list of B ints, `new_tokens` times; prompts [B][S] of one length."""
@@ -67,8 +72,22 @@ class TorchQwen:
             ids = self.logits(ids, cache, last_only=True)[:, -1].argmax(-1, keepdim=True)
             yield ids[:, 0].tolist()
 
-    def _attention(self, prefix, x, rotation, cache, layer):
-        qkv = F.linear(x, self.weights[prefix + "c_attn.weight"], self.weights[prefix + "c_attn.bias"])
+    def rotation(self, first, count):
+        """cos and sin [count, head size] of `count` positions from `first` on."""
+        angles = torch.outer(torch.arange(first, first + count), self.frequencies).repeat(1, 2)
+        return angles.cos(), angles.sin()
+
+    def norm(self, name, x):
+        """x / rms(x) * weight."""
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon) * self.weights[name + ".weight"]
+
+    def linear(self, name, x):
+        """x @ weight.T + bias."""
+        return F.linear(x, self.weights[name + ".weight"], self.weights.get(name + ".bias"))
+
+    def attend(self, prefix, x, rotation, cache, layer):
+        """What the heads give, [B, S, heads * head size], before it is projected."""
+        qkv = self.linear(prefix + "attn.c_attn", x)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
         query, key = _rotate(query, *rotation), _rotate(key, *rotation)
         if layer in cache:
@@ -76,14 +95,11 @@ class TorchQwen:
         cache[layer] = key, value
         # The tokens of one call are a whole prompt or a single token, which sees all that is in the cache.
         out = F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1)
-        return F.linear(out.transpose(1, 2).flatten(2), self.weights[prefix + "c_proj.weight"])
+        return out.transpose(1, 2).flatten(2)
 
-    def _feed_forward(self, prefix, x):
-        up, gate = F.linear(x, self.weights[prefix + "w1.weight"]), F.linear(x, self.weights[prefix + "w2.weight"])
-        return F.linear(up * F.silu(gate), self.weights[prefix + "c_proj.weight"])
-
-    def _norm(self, name, x):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon) * self.weights[name + ".weight"]
+    def gate(self, prefix, x):
+        """w1(x) * silu(w2(x)), what the feed-forward gives before it is projected."""
+        return self.linear(prefix + "mlp.w1", x) * F.silu(self.linear(prefix + "mlp.w2", x))
 
 
 def _rotate(x, cos, sin):
