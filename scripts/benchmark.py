@@ -11,7 +11,6 @@ all threads of the machine.
 """
 import argparse
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -33,6 +32,7 @@ CONTEXT = 32  # tokens of each prompt whose continuation is measured
 # The modules that a peer needs, and how to get them.
 PEERS = {
     "torch": (("torch", "safetensors", "numpy"), "pip install torch safetensors numpy"),
+    "transformers": (("torch", "transformers", "safetensors", "numpy"), "pip install torch transformers safetensors"),
     "llama-cpp": (("llama_cpp", "numpy"), "pip install llama-cpp-python"),
 }
 
@@ -51,7 +51,9 @@ def parse_args(argv=None):
     parser.add_argument("--kernels", type=lambda text: text.split(","), metavar="NAME,...",
                         help="kernel sets (default: all that can run here)")
     parser.add_argument("--vs", type=_peer, action="append", default=[], metavar="PEER",
-                        help=f"torch, llama-cpp or llama-cpp:TYPE, TYPE one of {', '.join(qwen_gguf.TYPES)}")
+                        help=f"torch, transformers, llama-cpp or llama-cpp:TYPE, TYPE one of {', '.join(qwen_gguf.TYPES)}")
+    parser.add_argument("--quantised", type=Path, action="append", default=[], metavar="C",
+                        help="the same model as scripts/quantize.py wrote it, measured beside the others")
     parser.add_argument("--peer_python", default=sys.executable, metavar="PATH",
                         help="the Python that has the peers' packages, if it is another one")
     parser.add_argument("--prompts", type=_positives, default=[32, 512, 2048], metavar="N,...",
@@ -75,6 +77,8 @@ def _contradiction(args):
     peers = [name for name, _ in args.vs]
     if args.random and (args.hf or args.config or args.load_checkpoint):
         return "--random takes no --hf, --config or --load_checkpoint"
+    if args.random and args.quantised:
+        return "--quantised goes with a checkpoint, not with --random"
     if args.layers and not args.random:
         return "--layers goes with --random"
     if args.random and "llama-cpp" in peers:
@@ -87,12 +91,7 @@ def _contradiction(args):
         return f"--vs {peers[0]} loads a Hugging Face folder: give --hf (convert/convert_reversed.py makes one)"
     if args.new_tokens < 2:
         return "--new_tokens: expected at least 2, the first of which belongs to the prompt"
-    for path in filter(None, (args.json, args.plot)):
-        if not path.resolve().parent.is_dir():
-            return f"{path}: there is no folder {path.resolve().parent}"
-    if args.plot and importlib.util.find_spec("matplotlib") is None:
-        return "--plot needs matplotlib: pip install matplotlib"
-    return None
+    return benchmark_report.output_problem(args.json, args.plot)
 
 
 def _positive(text):
@@ -110,7 +109,7 @@ def _peer(text):
     """(peer, type of its weights)."""
     name, _, dtype = text.partition(":")
     if name not in PEERS or (dtype and (name != "llama-cpp" or dtype not in qwen_gguf.TYPES)):
-        raise argparse.ArgumentTypeError(f"expected torch, llama-cpp or llama-cpp:TYPE with TYPE one of "
+        raise argparse.ArgumentTypeError(f"expected torch, transformers, llama-cpp or llama-cpp:TYPE with TYPE one of "
                                          f"{', '.join(qwen_gguf.TYPES)}, found {text}")
     return name, dtype or "F32"
 
@@ -225,6 +224,10 @@ def plan(args):
            "new_tokens": args.new_tokens, "given_up": []}
     contestants = {name: (sys.executable, {"QWEN_KERNELS": name}, {**job, "kind": "ours"})
                    for name in kernels}
+    for checkpoint in args.quantised:
+        for name in kernels:
+            own = {**job, "kind": "ours", "checkpoint": str(checkpoint.resolve())}
+            contestants[f"{name} {checkpoint.name}"] = sys.executable, {"QWEN_KERNELS": name}, own
     for name, dtype in args.vs:
         peer = {**job, "kind": name}
         if name == "llama-cpp":

@@ -130,6 +130,76 @@ class Torch:
                 "cache_bytes_per_token": 2 * self.model.layers * width * 4}
 
 
+class Transformers:
+    """
+    The `generate` of transformers with its Qwen2, which computes what Qwen does. (The released code of Qwen itself is no
+    package: it comes with the weights.)
+    """
+
+    packages = ("torch", "transformers")
+
+    def __init__(self):
+        import torch
+        import transformers
+
+        torch.set_num_threads(os.cpu_count())
+        self.torch, self.api = torch, transformers
+
+    def load(self, job):
+        """From the Hugging Face folder, or random weights; q, k and v apart."""
+        import torch_qwen
+
+        if job["hf"]:
+            config = json.loads(Path(job["hf"], "config.json").read_text(encoding="utf-8"))
+            weights = torch_qwen.TorchQwen.from_folder(job["hf"]).weights
+        else:
+            config, weights = job["model_config"], {}
+        self.config = self.api.Qwen2Config(
+            vocab_size=config["vocab_size"], hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"] // 2, num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=config["num_attention_heads"], num_key_value_heads=config["num_attention_heads"],
+            head_dim=config["kv_channels"], rms_norm_eps=config["layer_norm_epsilon"],
+            rope_theta=config["rotary_emb_base"], tie_word_embeddings=config.get("tie_word_embeddings", False),
+            max_position_embeddings=32768)
+        self.model = self.api.Qwen2ForCausalLM(self.config).eval()
+        if weights:
+            self.model.load_state_dict(_qwen2_names(weights), strict=True)
+        self.vocab_size = config["vocab_size"]
+
+    def generate(self, prompts, new_tokens, on_step):
+        """Greedy, whatever the token that ends a text."""
+        settings = self.api.GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=None,
+                                             pad_token_id=0)
+        ids = self.torch.tensor(prompts)
+        self.model.generate(ids, attention_mask=self.torch.ones_like(ids), generation_config=settings,
+                            streamer=Streamer(on_step))
+
+    def sizes(self):
+        """The embedding is not read, save where it is the head."""
+        total = sum(weight.nbytes for weight in self.model.parameters())
+        unread = 0 if self.config.tie_word_embeddings else self.model.model.embed_tokens.weight.nbytes
+        width = self.config.num_attention_heads * self.config.head_dim
+        return {"weight_bytes": total, "step_bytes": total - unread,
+                "cache_bytes_per_token": 2 * self.config.num_hidden_layers * width * 4}
+
+
+def _qwen2_names(weights):
+    """A Qwen's weights by the names of Qwen2."""
+    names = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "transformer.h.": "model.layers.",
+             "attn.c_proj": "self_attn.o_proj", "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
+             "mlp.w1": "mlp.up_proj", "mlp.w2": "mlp.gate_proj", "mlp.c_proj": "mlp.down_proj"}
+    renamed = {}
+    for name, weight in weights.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        if "attn.c_attn" in name:
+            for projection, part in zip("qkv", weight.chunk(3)):
+                renamed[name.replace("attn.c_attn", f"self_attn.{projection}_proj")] = part
+        else:
+            renamed[name] = weight
+    return renamed
+
+
 class LlamaCpp:
     """llama.cpp through llama-cpp-python's low-level interface, with its own defaults: a float16 cache, say."""
 
@@ -198,7 +268,7 @@ class LlamaCpp:
         return int(np.ctypeslib.as_array(logits, (self.vocab_size,)).argmax())
 
 
-CONTESTANTS = {"ours": Ours, "torch": Torch, "llama-cpp": LlamaCpp}
+CONTESTANTS = {"ours": Ours, "torch": Torch, "transformers": Transformers, "llama-cpp": LlamaCpp}
 
 
 def run(job):

@@ -147,8 +147,8 @@ def test_a_failure_in_a_later_round_leaves_the_others(monkeypatch, capsys):
 # Options
 
 @pytest.mark.parametrize("options, message", [
-    ("--vs jax", "expected torch, llama-cpp"),
-    ("--vs torch:Q8_0", "expected torch, llama-cpp"),
+    ("--vs jax", "expected torch, transformers, llama-cpp"),
+    ("--vs torch:Q8_0", "expected torch, transformers, llama-cpp"),
     ("--vs llama-cpp:Q9", "found llama-cpp:Q9"),
     ("--prompts 32,0", "expected a positive number"),
     ("--new_tokens 1", "at least 2"),
