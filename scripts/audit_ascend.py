@@ -40,6 +40,7 @@ PRODUCTS = {
     "PagedAttention": (("910B",), "Transformer Boost PagedAttentionOperation; MindSpore's kernels: ascend910b"),
     "WeightQuantBatchMatmul": (("910B",), "CANN aclnnWeightQuantBatchMatmulV2: Atlas A2, not Atlas training products"),
     "Muls": (("910A", "910B"), "MindSpore ops.mul, of a tensor and a number"),
+    "Divs": (("910A", "910B"), "MindSpore ops.div, of a tensor and a number"),
 }
 # bfloat16 came with Atlas A2; CANN's pages (as aclnnSilu) list float16 and float32 for Atlas training products.
 TYPES_MISSING = {"910A": {"bfloat16"}, "910B": set()}

@@ -252,6 +252,7 @@ def _answer(args, config, format, journal, total):
     progress = Progress(total, sum(journal.counts.values()), FORMATS[format].place)
     with contextlib.closing(answers), Patience() as patience, progress:
         for results, tokens in answers:
+            results = [result for result in results if result.number not in journal]  # Ray may do one twice
             for result in results:
                 journal.add(*result)
             progress.add(results, tokens)

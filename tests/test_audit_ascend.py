@@ -111,6 +111,17 @@ def test_float32_and_logn_use_what_serves_them():
     assert ON_910B_ALONE - set(scaled["primitives"]) == {"ApplyRotaryPosEmb"}
 
 
+def test_an_8_bit_cache_is_served_by_the_composition():
+    config = load_config(DEMO, "float16")
+    config.use_cache_quantization = True
+    report = audit(config)
+    assert report["findings"] == []
+    assert ON_910B_ALONE & set(report["primitives"]) == {"RmsNorm"}
+    slots = 2048 * config.num_layers  # of the context that is counted
+    levels, scales = 2 * config.num_heads * config.kv_channels, 2 * 2 * config.num_heads
+    assert report["bytes"]["context"] == slots * (levels + 4 * scales)
+
+
 class UnsupportedPrimitive(AscendKernels):
     def swiglu(self, up, gate):
         return up * ops.cast(ops.Digamma()(ops.cast(gate, ms.float32)), gate.dtype)

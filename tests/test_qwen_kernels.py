@@ -305,6 +305,35 @@ def test_own_layer_on_whole_sequences(other_set, random, heads, size, batch, len
     compare_whole(portable, other, layer_inputs(random, batch * length, heads, size), (batch, length))
 
 
+@pytest.mark.parametrize("lengths", RAGGED)
+@pytest.mark.parametrize("heads, size", HEADS)
+def test_own_layer_with_an_8_bit_cache(other_set, random, lengths, heads, size):
+    case = PagedCase("portable", lengths, heads, size, 16, random)
+    prompts, of_prompts = layer_inputs(random, sum(lengths), heads, size)
+    steps, of_steps = layer_inputs(random, len(lengths), heads, size)
+    outputs = []
+    for name in ("portable", other_set):
+        kernels = make_kernels(name, heads, size, 16, num_blocks=40, use_cache_quantization=True)
+        caches = tuple(Parameter(Tensor(np.zeros((40 * 16, width), dtype)), name=name) for name, width, dtype in (
+            ("k", heads * size, np.uint8), ("v", heads * size, np.uint8), ("ks", 2 * heads, np.float32),
+            ("vs", 2 * heads, np.float32)))
+        tables, counts = Tensor(case.tables), Tensor(case.lengths)
+        layout = kernels.prefill_layout(tables, counts, None, Tensor(case.positions), Tensor(case.rows))
+        prefill = kernels.layer(*prompts, kernels.rotation_layout(*of_prompts), caches, Tensor(case.slots), layout,
+                                True)
+        last = Tensor(case.slots[np.cumsum(lengths) - 1])
+        decode = kernels.layer(*steps, kernels.rotation_layout(*of_steps), caches, last,
+                               kernels.decode_layout(tables, counts), False)
+        outputs.append([x.asnumpy() for x in (prefill, decode, *caches)])
+    # The last bit of float32 decides about a number on the edge of a level: a few are off by one.
+    for expected, actual in zip(*outputs):
+        if expected.dtype == np.uint8:
+            off = np.abs(expected.astype(int) - actual)
+            assert off.max() <= 1 and (off > 0).mean() < 0.001
+        else:
+            np.testing.assert_allclose(actual, expected, atol=0.03)
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("hidden, width", [(64, 176), (36, 50)])
 def test_own_layer_of_other_widths(other_set, random, tokens, hidden, width):

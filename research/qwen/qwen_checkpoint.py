@@ -136,7 +136,7 @@ def _one_array(weights):
     One large array lies in large pages of memory, and every weight in it begins at a cache line: without the one or
     the other, reading the weights, which is what a decoding step does, takes a fifth to a third longer.
     """
-    types = {name: np.dtype(ms.dtype_to_nptype(parameter.dtype)) for name, parameter in weights.items()}
+    types = {name: np.dtype(str(parameter.dtype).lower()) for name, parameter in weights.items()}
     sizes = {name: parameter.size * types[name].itemsize for name, parameter in weights.items()}
     array = np.empty(sum(_aligned(size) for size in sizes.values()) + ALIGNMENT, np.uint8)
     offset, places = -array.ctypes.data % ALIGNMENT, {}

@@ -15,7 +15,8 @@ from qwen_chat import stream_reply
 from qwen_chatml import DEFAULT_SYSTEM
 from qwen_settings import GenerationSettings
 
-__all__ = ["CLEAR_SCREEN", "COMMAND_NAMES", "Question", "Session", "load_conversation", "save_conversation"]
+__all__ = ["CLEAR_SCREEN", "COMMAND_NAMES", "Question", "Session", "growth", "load_conversation",
+           "save_conversation"]
 
 CLEAR_SCREEN = "\x1b[H\x1b[2J\x1b[3J"
 SETTINGS = [field.name for field in fields(GenerationSettings) if field.name not in ("seed", "stop_words_ids")]
@@ -247,6 +248,15 @@ class Session:
                 advice = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(SETTINGS)}"
                 raise ValueError(f"{name}: no such setting; {advice}")
         self.settings = replace(self.settings, **changes)
+
+
+def growth(replies):
+    """What each Reply of an answer adds to its text: Iterator[(str, Reply)]."""
+    shown = 0
+    with contextlib.closing(replies):
+        for reply in replies:
+            yield reply.text[shown:], reply
+            shown = len(reply.text)
 
 
 COMMAND_NAMES = [f":{name}" for name in COMMANDS]

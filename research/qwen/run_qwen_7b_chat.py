@@ -24,8 +24,6 @@ from qwen_run import (
 )
 
 STATE = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "qwen-mindspore"
-# What would move the cursor or worse, should a model say it to a terminal.
-UNPRINTABLE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def parse_args(argv=None):
@@ -86,7 +84,9 @@ class Pipe:
 
     def answer(self, replies):
         """Print an answer while it grows, and return the last Reply."""
-        reply = _print_growing(replies, self.answers)
+        from qwen_session import growth
+        for piece, reply in growth(replies):
+            print(piece, end="", file=self.answers, flush=True)
         print(file=self.answers, flush=True)
         return reply
 
@@ -100,137 +100,6 @@ class Pipe:
         """What could not be done."""
         self.has_failed = True
         print(f"run_qwen_7b_chat: line {self.number}: {error}", file=sys.stderr, flush=True)
-
-
-class Terminal:
-    """A person at a terminal."""
-
-    def __init__(self, answers, input_history):
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.completion import WordCompleter
-        from prompt_toolkit.input import create_input
-        from prompt_toolkit.output import create_output
-        from prompt_toolkit.shortcuts import CompleteStyle
-
-        from qwen_session import COMMAND_NAMES
-        self.answers, self.has_failed = answers, False
-        self.input, self.output = create_input(), create_output(stdout=answers)
-        self.session = PromptSession(
-            input=self.input, output=self.output, history=_input_history(input_history), key_bindings=_keys(), multiline=True,
-            prompt_continuation="...  ", completer=WordCompleter(COMMAND_NAMES, sentence=True),
-            complete_while_typing=False, complete_style=CompleteStyle.READLINE_LIKE)
-
-    def greet(self, name, device):
-        """The first thing that is seen."""
-        self._print("bold", name, end="")
-        self.say(f" on the {device}. Ask something; :help lists the commands, Ctrl-D leaves.\n")
-
-    def lines(self):
-        """What is typed. Ctrl-C drops a line, Ctrl-D on an empty one ends it all."""
-        while True:
-            try:
-                yield self.session.prompt([("ansigreen bold", "You: ")])
-            except KeyboardInterrupt:
-                continue
-            except EOFError:
-                return
-
-    def answer(self, replies):
-        """Print an answer while it grows, until it ends or Ctrl-C is pressed, and return the last Reply."""
-        self._print("ansicyan bold", "Qwen: ", end="")
-        with _ctrl_c(self.input) as is_pressed:
-            reply = _print_growing(replies, self.answers, is_pressed, UNPRINTABLE)
-        print(file=self.answers, flush=True)
-        return reply
-
-    def say(self, text):
-        """What is not an answer."""
-        from qwen_session import CLEAR_SCREEN
-        if text == CLEAR_SCREEN:
-            print(text, end="", file=self.answers, flush=True)
-        else:
-            self._print("", text)
-
-    def complain(self, error):
-        """What could not be done."""
-        self._print("ansired", str(error))
-
-    def _print(self, style, text, end="\n"):
-        from prompt_toolkit import print_formatted_text
-        from prompt_toolkit.formatted_text import FormattedText
-        print_formatted_text(FormattedText([(style, text.translate(UNPRINTABLE))]), end=end, output=self.output)
-
-
-def _keys():
-    """Enter sends, but for a line that ends with a backslash; Alt-Enter begins a new line."""
-    from prompt_toolkit.enums import DEFAULT_BUFFER
-    from prompt_toolkit.filters import has_focus
-    from prompt_toolkit.key_binding import KeyBindings
-    keys = KeyBindings()
-
-    @keys.add("enter", filter=has_focus(DEFAULT_BUFFER))
-    def _(event):
-        buffer = event.current_buffer
-        if buffer.document.text_before_cursor.endswith("\\"):
-            buffer.delete_before_cursor()
-            buffer.insert_text("\n")
-        else:
-            buffer.validate_and_handle()
-
-    @keys.add("escape", "enter", filter=has_focus(DEFAULT_BUFFER))
-    def _(event):
-        event.current_buffer.insert_text("\n")
-
-    return keys
-
-
-def _input_history(path):
-    """What was typed before, in a file that only its owner can read; in memory where that can't be."""
-    from prompt_toolkit.history import FileHistory, InMemoryHistory
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as error:
-        print(f"run_qwen_7b_chat: --input_history: what you type is not kept: {error}", file=sys.stderr)
-        return InMemoryHistory()
-    return FileHistory(path)
-
-
-@contextlib.contextmanager
-def _ctrl_c(source):
-    """
-    A function that says whether Ctrl-C was pressed since. Other keys wait for the next prompt.
-
-    The terminal sends no signal meanwhile: MindSpore may end the program at one, and no step is left half done.
-    """
-    from prompt_toolkit.input.typeahead import store_typeahead
-    from prompt_toolkit.keys import Keys
-    typed = []
-
-    def is_pressed():
-        typed.extend(source.read_keys())
-        return any(key.key == Keys.ControlC for key in typed)
-
-    with source.raw_mode():
-        yield is_pressed
-        if not is_pressed():
-            store_typeahead(source, typed)
-
-
-def _never():
-    return False
-
-
-def _print_growing(replies, file, is_stopped=_never, unprintable=None):
-    shown, reply = 0, None
-    with contextlib.closing(replies):
-        for reply in replies:
-            piece = reply.text[shown:]
-            shown += len(piece)
-            print(piece.translate(unprintable or {}), end="", file=file, flush=True)
-            if is_stopped():
-                break
-    return reply
 
 
 def talk(session, console, independent=False):
@@ -275,9 +144,11 @@ def _notice(text):
     """A line for a person who waits, gone when the waiting is over."""
     if sys.stderr.isatty():
         print(text, end="", file=sys.stderr, flush=True)
-    yield
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def main(argv=None):
@@ -287,12 +158,15 @@ def main(argv=None):
         os.environ.setdefault("GLOG_v", "3")
     with stdout_for_answers(args.verbose) as answers:
         is_terminal = sys.stdin.isatty() and answers.isatty()
-        if not is_terminal:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads the answers may stop, as with any filter
         try:
             with _notice("Loading the model ..."):
                 session, config = build_session(args)
-            console = Terminal(answers, args.input_history) if is_terminal else Pipe(answers)
+            if is_terminal:
+                from qwen_terminal import Terminal
+                console = Terminal(answers, args.input_history)
+            else:
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads may stop reading, as with any filter
+                console = Pipe(answers)
             checkpoint = Path(config.model.model_config.checkpoint_name_or_path).resolve()
             console.greet(checkpoint.stem if checkpoint.is_file() else checkpoint.name, config.context.device_target)
             talk(session, console, args.independent)

@@ -84,8 +84,6 @@ class CpuKernels(PortableKernels):
         group_size = self.quantization.group_size if self.quantization else 0
         if self.quantization and self.quantization.bits == 4 and group_size > 1 and group_size % 2:
             raise KernelsUnavailable(f"4-bit weights: expected an even group_size, found {group_size}")
-        if self.has_8_bit_cache:
-            raise KernelsUnavailable("the cpu set has no kernels for an 8-bit cache")
         library = build_library()
         self.portable = PortableKernels(config)
         has_zeros = self.quantization is not None and not self.quantization.sym
@@ -95,7 +93,7 @@ class CpuKernels(PortableKernels):
         self.norm_op = _custom_op(library, "QwenRmsNorm", 3)
         self.linear_op = _custom_ops(library, "QwenLinear", [3 + bias + parts for bias in (0, 1) for parts in more])
         in_layer = [linears * parts for linears in range(8) for parts in more]
-        self.layer_op = _custom_ops(library, "QwenLayer", [20 + parts for parts in in_layer])
+        self.layer_op = _custom_ops(library, "QwenLayer", [20 + 2 * self.has_8_bit_cache + parts for parts in in_layer])
         self.layer_whole_op = _custom_ops(library, "QwenLayerWhole", [16 + parts for parts in in_layer])
 
     def rms_norm(self, x, weight, epsilon):

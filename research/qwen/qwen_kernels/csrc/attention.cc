@@ -19,15 +19,39 @@ constexpr int kQueries = kQueryVecs * kLanes;  // queries that are taken togethe
 
 // Where the keys and values of one sequence are.
 struct Sequence {
-  const float *keys, *values;  // rows of H * D
-  const int32_t *table;        // the sequence's blocks; null: rows are positions
-  int64_t block_size, row_size;
+  Cache cache;
+  const int32_t *table;  // the sequence's blocks; null: slots are positions, from `first_slot` on
+  int64_t first_slot;
 
-  int64_t row(int64_t position) const {
-    if (table == nullptr) return position * row_size;
-    return (static_cast<int64_t>(table[position / block_size]) * block_size + position % block_size) * row_size;
+  int64_t slot(int64_t position) const {
+    if (table == nullptr) return first_slot + position;
+    return static_cast<int64_t>(table[position / cache.block_size]) * cache.block_size + position % cache.block_size;
   }
 };
+
+// Pointers to what `count` positions of a sequence hold of heads first .. last: into the cache, or, from one of 8 bits,
+// into `buffer` [count, last - first, D], where it stands in float32.
+void find_rows(const Half &half, const Sequence &sequence, const Rotation &r, int64_t position, int64_t count,
+               int64_t first, int64_t last, float *buffer, const float **rows) {
+  const int64_t width = r.heads * r.size, part = (last - first) * r.size;
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t slot = sequence.slot(position + j);
+    if (half.scales == nullptr) {
+      rows[j] = static_cast<const float *>(half.data) + slot * width + first * r.size;
+      continue;
+    }
+    float *row = buffer + j * part;
+    rows[j] = row;
+    const uint8_t *levels = static_cast<const uint8_t *>(half.data) + slot * width + first * r.size;
+    const float *scales = half.scales + slot * 2 * r.heads;
+    for (int64_t h = first; h < last; ++h, row += r.size, levels += r.size) {
+      const float scale = scales[h], zero = scales[r.heads + h];
+      int64_t d = 0;
+      for (; d + kLanes <= r.size; d += kLanes) store(row + d, (to_float(load_bytes(levels + d)) - zero) * scale);
+      for (; d < r.size; ++d) row[d] = (levels[d] - zero) * scale;
+    }
+  }
+}
 
 void rotate(const float *x, const float *cos, const float *sin, int64_t size, float *out) {
   const int64_t half = size / 2;
@@ -111,15 +135,15 @@ void weigh_values(const float *weights, const float *const *values, int64_t coun
 void attend_one(const Rotation &rotation, const Sequence &sequence, int64_t t, int64_t length, int64_t first,
                 int64_t last, float *out) {
   const int64_t size = rotation.size, count = last - first;
-  float *query = Thread::scratch(count * (size + length));
-  float *scores = query + count * size;
+  float *query = Thread::scratch(count * (size + length + kLanes * size));
+  float *buffer = query + count * size, *scores = buffer + count * kLanes * size;
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   for (int64_t h = 0; h < count; ++h) query_of(rotation, t, first + h, query + h * size);
   // A few positions at a time, all heads: what a row holds is read together.
   const float *rows[kLanes];
   for (int64_t p = 0; p < length; p += kLanes) {
     const int64_t keys = std::min<int64_t>(kLanes, length - p);
-    for (int64_t j = 0; j < keys; ++j) rows[j] = sequence.keys + sequence.row(p + j) + first * size;
+    find_rows(sequence.cache.keys, sequence, rotation, p, keys, first, last, buffer, rows);
     for (int64_t h = 0; h < count; ++h) {
       score_keys(query + h * size, rows, keys, size, scale, scores + h * length + p);
       for (int64_t j = 0; j < keys; ++j) rows[j] += size;
@@ -129,7 +153,7 @@ void attend_one(const Rotation &rotation, const Sequence &sequence, int64_t t, i
   std::fill(out, out + count * size, 0.0f);
   for (int64_t p = 0; p < length; p += kLanes) {
     const int64_t values = std::min<int64_t>(kLanes, length - p);
-    for (int64_t j = 0; j < values; ++j) rows[j] = sequence.values + sequence.row(p + j) + first * size;
+    find_rows(sequence.cache.values, sequence, rotation, p, values, first, last, buffer, rows);
     for (int64_t h = 0; h < count; ++h) {
       weigh_values(scores + h * length + p, rows, values, size, out + h * size);
       for (int64_t j = 0; j < values; ++j) rows[j] += size;
@@ -165,10 +189,10 @@ void attend_lanes(const Rotation &rotation, const Sequence &sequence, int64_t t,
                   int64_t h, float *out) {
   constexpr int64_t kWidth = V * kLanes;
   const int64_t size = rotation.size, row_size = rotation.heads * size;
-  float *memory = Thread::scratch(2 * size * kWidth + size);
+  float *memory = Thread::scratch(2 * size * kWidth + size + 2 * kKeys * size);
   auto *query = reinterpret_cast<vec(*)[V]>(memory);  // [D], a query a lane
   auto *sums = query + size;                          // [D]
-  float *one = memory + 2 * size * kWidth;
+  float *one = memory + 2 * size * kWidth, *buffer = one + size;
   std::memset(memory, 0, 2 * size * kWidth * sizeof(float));
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   for (int64_t lane = 0; lane < count; ++lane) {
@@ -182,12 +206,13 @@ void attend_lanes(const Rotation &rotation, const Sequence &sequence, int64_t t,
   for (int v = 0; v < V; ++v) top[v] = splat(-1e30f);
   for (int64_t first = 0; first < start + count; first += kKeys) {
     const int64_t keys = std::min<int64_t>(kKeys, start + count - first);
-    int64_t rows[kKeys];
-    for (int64_t j = 0; j < keys; ++j) rows[j] = sequence.row(first + j) + h * size;
+    const float *key_rows[kKeys], *value_rows[kKeys];
+    find_rows(sequence.cache.keys, sequence, rotation, first, keys, h, h + 1, buffer, key_rows);
+    find_rows(sequence.cache.values, sequence, rotation, first, keys, h, h + 1, buffer + kKeys * size, value_rows);
     vec weights[kKeys][V] = {};
     for (int64_t j = 0; j < keys; j += kColumns) {
       lane_product<V>(query, size, std::min<int64_t>(kColumns, keys - j),
-                      [&](int64_t d, int64_t c) { return sequence.keys[rows[j + c] + d]; }, weights + j);
+                      [&](int64_t d, int64_t c) { return key_rows[j + c][d]; }, weights + j);
     }
     vec correction[V];
     for (int v = 0; v < V; ++v) {
@@ -208,7 +233,7 @@ void attend_lanes(const Rotation &rotation, const Sequence &sequence, int64_t t,
         for (int v = 0; v < V; ++v) sums[d + c][v] *= correction[v];
       }
       lane_product<V>(weights, keys, columns,
-                      [&](int64_t j, int64_t c) { return sequence.values[rows[j] + d + c]; }, sums + d);
+                      [&](int64_t j, int64_t c) { return value_rows[j][d + c]; }, sums + d);
     }
   }
   for (int64_t d = 0; d < size; ++d) {
@@ -250,22 +275,67 @@ void share_out(const Rotation &rotation, const std::vector<Queries> &runs, float
   }
 }
 
+// x [count, stride], of which [count, size] are one head of one sequence's tokens, to the levels of their slots; all share
+// a scale and a zero, as the reference has it. Source: quantize_cache_v in modeling_qwen.py of the released checkpoints.
+void to_8_bits(const float *x, int64_t stride, int64_t count, const int32_t *slots, const Rotation &r, int64_t h,
+               const Half &half) {
+  float low = x[0], high = x[0];
+  for (int64_t t = 0; t < count; ++t) {
+    for (int64_t d = 0; d < r.size; ++d) {
+      low = std::min(low, x[t * stride + d]);
+      high = std::max(high, x[t * stride + d]);
+    }
+  }
+  // What is all one number has no span: its level is 0, and its zero that number with the opposite sign.
+  const float scale = high > low ? (high - low) / 255.0f : 1.0f, zero = -low / scale;
+  for (int64_t t = 0; t < count; ++t) {
+    uint8_t *levels = static_cast<uint8_t *>(half.data) + (slots[t] * r.heads + h) * r.size;
+    float *scales = half.scales + slots[t] * 2 * r.heads + h;
+    scales[0] = scale;
+    scales[r.heads] = zero;
+    for (int64_t d = 0; d < r.size; ++d) {  // cut off, not rounded
+      levels[d] = static_cast<uint8_t>(std::min(std::max(x[t * stride + d] / scale + zero, 0.0f), 255.0f));
+    }
+  }
+}
+
+// Rotated keys, and values, of all tokens to the cache.
+void write_cache(Thread &thread, const Rotation &r, const Cache &cache, const int32_t *slots, const int32_t *queries,
+                 int64_t sequences, int64_t tokens) {
+  const int64_t width = r.heads * r.size;
+  if (cache.keys.scales == nullptr) {
+    float *keys = static_cast<float *>(cache.keys.data), *values = static_cast<float *>(cache.values.data);
+    for (int64_t t = thread.index(); t < tokens; t += thread.count()) {
+      key_value(r, t, keys + slots[t] * width, values + slots[t] * width);
+    }
+    return thread.barrier();
+  }
+  float *rows = thread.shared(tokens * 2 * width);
+  for (int64_t t = thread.index(); t < tokens; t += thread.count()) {
+    key_value(r, t, rows + 2 * t * width, rows + (2 * t + 1) * width);
+  }
+  thread.barrier();
+  int64_t t = 0;
+  for (int64_t b = 0; b < sequences; t += queries[b++]) {
+    for (int64_t h = thread.index(); h < r.heads; h += thread.count()) {
+      const float *keys = rows + 2 * t * width + h * r.size;
+      to_8_bits(keys, 2 * width, queries[b], slots + t, r, h, cache.keys);
+      to_8_bits(keys + width, 2 * width, queries[b], slots + t, r, h, cache.values);
+    }
+  }
+  thread.barrier();
+}
+
 }  // namespace
 
 void attend(Thread &thread, const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
             const int32_t *queries, int64_t sequences, int64_t tokens, float *out) {
-  const int64_t row_size = rotation.heads * rotation.size;
+  write_cache(thread, rotation, cache, slots, queries, sequences, tokens);
   std::vector<Queries> runs;
   for (int64_t b = 0, t = 0; b < sequences; t += queries[b++]) {
     const int32_t *table = cache.block_tables ? cache.block_tables + b * cache.table_width : nullptr;
-    const int64_t first_row = cache.block_tables ? 0 : t * row_size;
-    const Sequence sequence{cache.keys + first_row, cache.values + first_row, table, cache.block_size, row_size};
-    runs.push_back({sequence, t, queries[b], lengths[b] - queries[b]});
+    runs.push_back({{cache, table, t}, t, queries[b], lengths[b] - queries[b]});
   }
-  for (int64_t t = thread.index(); t < tokens; t += thread.count()) {
-    key_value(rotation, t, cache.keys + slots[t] * row_size, cache.values + slots[t] * row_size);
-  }
-  thread.barrier();
   share_out(rotation, runs, out, thread);
   thread.barrier();
 }

@@ -48,14 +48,21 @@ struct Rotation {
   int64_t heads, size;
 };
 
-// Rows of heads * size floats: of token positions, or, where there are block tables, of slots.
+// The keys, or the values: [slots, heads * size] in float32; or, with scales [slots, 2 * heads] (of each head, then the
+// zeros), levels in uint8, for scale * (level - zero).
+struct Half {
+  void *data;
+  float *scales;
+};
+
+// A slot is a token position or, where there are block tables, a place in a block.
 struct Cache {
-  float *keys, *values;
+  Half keys, values;
   const int32_t *block_tables;  // [sequences, table_width], or null
   int64_t table_width, block_size;
 };
 
-// Writes rotated keys, and values, of all tokens to the rows `slots` [tokens] of the cache; then the last
+// Writes rotated keys, and values, of all tokens to the slots [tokens] of the cache; then the last
 // queries[b] of the lengths[b] tokens of each sequence attend. out [tokens, heads * size].
 void attend(Thread &thread, const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
             const int32_t *queries, int64_t sequences, int64_t tokens, float *out);

@@ -22,6 +22,7 @@ class Inputs {
 
   int next() { return next_++; }
   bool is_left() const { return next_ < op_.inputs(); }
+  bool is_next(const char *type) const { return is_left() && op_.has_type(next_, type); }
   Norm norm() { return {op_.f32(next_++), settings_[0]}; }
 
   // weight; of quantised weights also scales, and zeros and order where there are such; then the bias. `width`: its inputs.
@@ -34,7 +35,7 @@ class Inputs {
       found.group_size = settings_[1] > 0 ? static_cast<int64_t>(settings_[1]) : width;
       found.scales = op_.f32(next_++);
       if (settings_[2] != 0) found.zeros = op_.u8(next_++);
-      if (is_left() && op_.has_type(next_, "int32")) found.order = op_.i32(next_++);
+      if (is_next("int32")) found.order = op_.i32(next_++);
     }
     if (has_bias) found.bias = op_.f32(next_++);
     return found;
@@ -109,17 +110,22 @@ QWEN_OP(QwenLinear, {
 })
 QWEN_SHAPE(QwenLinear, {shapes[0][0], shapes[2][0]})
 
-// See Layer; then key and value cache [slots, H * D] (written in place), slot_mapping [T] int32, block_tables [B, blocks]
-// int32, sequences [3, B] int32: lengths, queries (how many of the T tokens are each sequence's), block_size
-// -> [T, hidden]
+// See Layer; then key and value cache [slots, H * D] (written in place), and of a cache in uint8 their scales and zeros
+// [slots, 2 * H]; slot_mapping [T] int32, block_tables [B, blocks] int32, sequences [3, B] int32: lengths, queries (how
+// many of the T tokens are each sequence's), block_size -> [T, hidden]
 QWEN_OP(QwenLayer, {
   Inputs inputs(op, op.f32(1), 2);
   Layer layer(op, inputs);
-  const int keys = inputs.next(), values = inputs.next(), slots = inputs.next(), tables = inputs.next();
+  Half keys{op.mutable_f32(inputs.next()), nullptr}, values{op.mutable_f32(inputs.next()), nullptr};
+  if (inputs.is_next("float32")) {
+    keys.scales = op.mutable_f32(inputs.next());
+    values.scales = op.mutable_f32(inputs.next());
+  }
+  const int slots = inputs.next(), tables = inputs.next();
   const int64_t batch = op.dim(tables, 0);
   const int32_t *lengths = op.i32(inputs.next()), *queries = lengths + batch;
   const int64_t block_size = lengths[2 * batch];
-  const Cache cache{op.mutable_f32(keys), op.mutable_f32(values), op.i32(tables), op.dim(tables, 1), block_size};
+  const Cache cache{keys, values, op.i32(tables), op.dim(tables, 1), block_size};
   layer.run([&](Thread &thread, const Rotation &rotation, float *out) {
     attend(thread, rotation, cache, op.i32(slots), lengths, queries, batch, layer.tokens, out);
   }, op.out());
@@ -131,7 +137,8 @@ QWEN_OP(QwenLayerWhole, {
   Inputs inputs(op, op.f32(1), 2);
   Layer layer(op, inputs);
   const int64_t batch = op.dim(inputs.next(), 0);
-  const Cache cache{between(4, layer.tokens * layer.row_size), between(5, layer.tokens * layer.row_size), nullptr, 0, 0};
+  const int64_t floats = layer.tokens * layer.row_size;
+  const Cache cache{{between(4, floats), nullptr}, {between(5, floats), nullptr}, nullptr, 0, 0};
   std::vector<int32_t> slots(layer.tokens);
   std::iota(slots.begin(), slots.end(), 0);
   const std::vector<int32_t> lengths(batch, layer.tokens / batch);
