@@ -353,10 +353,10 @@ class GptqCheckpoint:
 
 def _quantize_config(settings, quantization):
     """A quantize_config.json, which config.json repeats."""
-    other = {key: value for key, value in settings.items() if key != "quantized"}
-    return (OTHER_SETTINGS | other | {key: getattr(quantization, key) for key in ("bits", "group_size", "desc_act", "sym")}
-            | {"quant_method": "gptq", "model_file_base_name": "model"}
-            | ({"lm_head": True} if quantization.covers("lm_head") else {}))
+    config = OTHER_SETTINGS | {key: value for key, value in settings.items() if key != "quantized"}
+    config |= {key: getattr(quantization, key) for key in ("bits", "group_size", "desc_act", "sym")}
+    config |= {"quant_method": "gptq", "model_file_base_name": "model"}
+    return config | ({"lm_head": True} if quantization.covers("lm_head") else {})
 
 
 def _patterns(names, layers, every):

@@ -263,8 +263,8 @@ def count_bytes(graph, config, context_length):
     total = Counter(weights=0, weights_read=0, context=0, context_read=0)
     for name, value in graph.parameters.items():
         if name in graph.caches:
-            # [blocks, block_size, H, D], or a row a token
-            context = tokens * math.prod(value.shape[-2:] if len(value.shape) == 4 else value.shape[1:]) * BYTES[value.dtype]
+            a_token = value.shape[2:] if len(value.shape) == 4 else value.shape[1:]  # [blocks, block_size, H, D], or rows
+            context = tokens * math.prod(a_token) * BYTES[value.dtype]
             total["context"] += context
             total["context_read"] += len(reads[name]) * context
         else:

@@ -236,7 +236,8 @@ def generate(args):
             _answer(args, config, format, journal, total)
         journal.finish()
     bad = journal.counts[ERROR]
-    _say(f"{journal.counts[ANSWER]} rows answered{bad and f', {bad} could not be: see {journal.errors}' or ''}")
+    rest = f", {bad} could not be: see {journal.errors}" if bad else ""
+    _say(f"{journal.counts[ANSWER]} rows answered{rest}")
     return journal
 
 

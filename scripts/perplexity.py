@@ -128,7 +128,9 @@ def measure(args):
         curves.append(curve)
         losses = TokenLosses(build_model(config))
         for context in args.context:
-            curve["points"].append(measure_context(losses, ids, context, args, curve["name"]))
+            point = measure_context(losses, ids, context, args, curve["name"])
+            curve["points"].append(point)
+            print(f"perplexity: {curve['name']}, {context}: {point['perplexity']:.3f}", file=sys.stderr, flush=True)
         del losses
     return {"data": str(args.data), "tokens": len(ids), "stride": args.stride, "curves": curves}
 

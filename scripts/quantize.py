@@ -72,8 +72,8 @@ def _contradiction(args):
     if args.group_size != -1 and args.group_size < 1:
         return f"--group_size: expected a positive number or -1, found {args.group_size}"
     if args.method == "gptq" and not args.data:
-        return ("--method gptq calibrates with a text: give --data FILE, some hundred kB of what the model will be used "
-                "for, or --method rtn")
+        return ("--method gptq calibrates with a text: give --data FILE, some hundred kB of what the model will be "
+                "used for, or --method rtn")
     if args.method == "rtn" and (args.data or args.desc_act):
         return f"{'--data' if args.data else '--desc_act'} goes with --method gptq"
     if not 0 < args.damp < 1:
@@ -211,8 +211,8 @@ def working_folder(folder, fingerprint):
             found = checkpoint_io.read_json(settings)
             differing = [key for key in fingerprint if found.get(key) != json.loads(json.dumps(fingerprint[key]))]
             if differing:
-                raise ValueError(f"{folder} has parts made with another {', '.join(differing)}: remove it to start anew, "
-                                 "or choose another --output")
+                raise ValueError(f"{folder} has parts made with another {', '.join(differing)}: remove it to start "
+                                 "anew, or choose another --output")
         else:
             settings.with_suffix(".tmp").write_bytes(checkpoint_io.to_json(fingerprint))
             settings.with_suffix(".tmp").replace(settings)

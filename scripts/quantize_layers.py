@@ -52,16 +52,15 @@ class Source:
             raise ValueError(f"{path}: quantised already: name the checkpoint it was made of")
         self._checkpoint = checkpoint_io.Checkpoint(files)
         self.files, self.place = files, self._checkpoint.place
-        table, self._pieces = hf_to_ms(self.config), {}
+        self._by_hf_name, table = ms_to_hf(self.config), hf_to_ms(self.config)
         if "transformer.wte.weight" in self._checkpoint.tensors:
-            checkpoint_io.check_tensors(self._checkpoint, ms_to_hf(self.config))
+            checkpoint_io.check_tensors(self._checkpoint, self._by_hf_name)
             self._pieces = {name: tensor.pieces[0] for name, tensor in table.items()}
         else:
             checkpoint_io.check_tensors(self._checkpoint, table)
             self._pieces = {name: Piece(name, 0, tensor.shape[0]) for name, tensor in table.items()}
         self.tensors = {name: self._checkpoint.tensors[piece.name]._replace(shape=table[name].shape)
                         for name, piece in self._pieces.items()}
-        self._by_hf_name = ms_to_hf(self.config)
 
     def read(self, name, first, last):
         """Rows `first` to `last` of a tensor, as a torch tensor."""

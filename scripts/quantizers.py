@@ -1,4 +1,4 @@
-"""Round to nearest, and GPTQ: a float weight, in torch, becomes levels with a scale and a zero for each group of inputs.
+"""Round to nearest, and GPTQ: a float weight becomes levels, with a scale and a zero for each group of inputs. In torch.
 
 Both fit scales that are already rounded to float16, as checkpoints hold them, so that what is minimised is the error of
 the weights that will be computed with.
@@ -10,6 +10,7 @@ import torch
 __all__ = ["Levels", "dequantise", "fit_scales", "gptq", "round_to_nearest"]
 
 BLOCK = 128  # columns whose errors are spread over the rest of the weight at once
+ROWS = 16384  # outputs that are quantised at once
 SHARES = [1 - step / 50 for step in range(1, 25)]  # parts of a group's range that a scale may cover
 SMALLEST = 2.0 ** -24  # of float16
 
@@ -55,6 +56,10 @@ def round_to_nearest(weight, settings):
     Raises:
         ValueError: The weight is too large for float16, or not finite.
     """
+    return _by_rows(lambda rows: _round_rows(rows, settings), weight)
+
+
+def _round_rows(weight, settings):
     scales, zeros = fit_scales(_groups(weight, settings.group_size), settings)
     group = torch.arange(weight.shape[1]) // _size(settings.group_size, weight.shape[1])
     levels = _level(weight, scales[:, group], zeros[:, group], settings.bits)
@@ -84,10 +89,15 @@ def gptq(weight, hessian, settings, damp=0.01):
     Source: Frantar et al., arXiv:2210.17323. The order (desc_act) and fixed groups (static_groups):
     https://github.com/AutoGPTQ/AutoGPTQ
     """
-    inputs, size = weight.shape[1], _size(settings.group_size, weight.shape[1])
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     importance = hessian.diagonal() + damp * hessian.diagonal().mean()
     factor = _inverse_factor(hessian[order][:, order], damp)
+    return _by_rows(lambda rows: _gptq_rows(rows, factor, order, importance, settings), weight)
+
+
+def _gptq_rows(weight, factor, order, importance, settings):
+    """`gptq` of some outputs, which have nothing to do with the others; `order` is the one of quantising."""
+    inputs, size = weight.shape[1], _size(settings.group_size, weight.shape[1])
     if settings.desc_act:
         group = torch.arange(inputs) // size
         scales, zeros = torch.empty(2, len(weight), int(group[-1]) + 1)
@@ -116,6 +126,12 @@ def gptq(weight, hessian, settings, damp=0.01):
         order = torch.argsort(torch.empty_like(group).index_copy_(0, order, group), stable=True)
         levels = levels[order]
     return Levels(levels.t().contiguous(), scales.half(), zeros.byte(), order.int() if settings.desc_act else None)
+
+
+def _by_rows(quantise, weight):
+    """What `quantise` gives for some outputs at a time, put together: a head has 151,936."""
+    parts = [quantise(rows) for rows in weight.split(ROWS)]
+    return Levels(*(torch.cat(tensors) for tensors in list(zip(*parts))[:3]), parts[0].order)
 
 
 def fit_scales(weights, settings, importance=None):

@@ -48,7 +48,7 @@ def write_gguf(folder, path, dtype="F32"):
     shapes = name_map.hf_shapes(config)
     checkpoint = checkpoint_io.Checkpoint(
         checkpoint_io.find_files(folder, ("model*.safetensors", "pytorch_model*.bin")))
-    checkpoint_io.check_tensors(checkpoint, shapes)
+    checkpoint_io.check_tensors(checkpoint, name_map.ms_to_hf(config))
     if shapes["transformer.h.0.attn.c_proj.weight"] != (config["hidden_size"],) * 2:
         raise ValueError(f"{folder}: llama.cpp's qwen needs num_attention_heads * kv_channels = hidden_size")
 

@@ -1,4 +1,5 @@
 """perplexity.py against the cross entropy of torch on the plain reference, within the training length and beyond."""
+import importlib.util
 import json
 
 import numpy as np
@@ -6,7 +7,7 @@ import perplexity
 import pytest
 import torch
 from conftest import TINY
-from perplexity import TokenLosses, main, parse_args, windows
+from perplexity import TokenLosses, main, parse_args, plot, windows
 from reference_qwen import forward
 from safetensors.torch import load_file
 
@@ -94,7 +95,7 @@ def test_perplexities_stand_beside_each_other(tiny_yaml, tiny_checkpoint, text, 
     assert title.split() == ["context", "predicted", tiny_checkpoint.name, f"{tiny_checkpoint.name},",
                              "use_logn_attn=false,", "use_dynamic_ntk=false"]
     assert [row.split()[:3] for row in rows] == [["24", "414", f"{same[0]:.3f}"], ["100", "396", f"{differing[0]:.3f}"]]
-    assert "tokens/s" in err
+    assert "tokens/s" in err and f"perplexity: {tiny_checkpoint.name}, 24: {same[0]:.3f}" in err
 
 
 def test_another_checkpoint_may_be_compared_and_a_stride_given(tiny_yaml, tiny_checkpoint, tiny_ckpt, text, tmp_path,
@@ -109,6 +110,19 @@ def test_another_checkpoint_may_be_compared_and_a_stride_given(tiny_yaml, tiny_c
     assert [point["perplexity"] for point in points[0]] == pytest.approx([point["perplexity"] for point in points[1]])
     assert {point["predicted"] for point in points[0]} == {16 * 9}
     assert report["tokens"] == 200 and "+0.00%" in out
+
+
+def test_a_plot_is_drawn_or_says_what_it_needs(tmp_path, capsys):
+    path = tmp_path / "plot.png"
+    if not importlib.util.find_spec("matplotlib"):
+        with pytest.raises(SystemExit):
+            parse_args(["--data", "x", "--plot", str(path)])
+        assert "--plot needs matplotlib: pip install matplotlib" in capsys.readouterr().err
+        return
+    curves = [{"name": name, "points": [{"context": context, "perplexity": 9.0} for context in (512, 1024)]}
+              for name in ("float32", "int4")]
+    plot({"data": "some/text.txt", "curves": curves}, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("options, message", [

@@ -1,5 +1,7 @@
 """quantize.py on the golden model: what it writes, from which formats, and that an interrupted run goes on."""
+import functools
 import json
+import os
 import subprocess
 import sys
 
@@ -69,13 +71,13 @@ def test_rounding_writes_a_packed_checkpoint_close_to_the_weights(bits, group_si
     stored, original = load_folder(tmp_path / "out"), load_folder(tiny_checkpoint)
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == {
         name: tensor.shape for name, tensor in hf_to_ms(config).items()}
-    assert config["quantization"]["quant_method"] == "rtn" and config["quantization"]["sym"] is ("--asym" not in options)
+    assert config["quantization"]["quant_method"] == "rtn"
+    assert config["quantization"]["sym"] is ("--asym" not in options)
     for name, weight in weights_of(tmp_path / "out").items():
         step = original[name].abs().max() * 2 / (2 ** bits - 1) if stored[name].dtype == torch.uint8 else 0
         assert (weight - original[name]).abs().max() <= 0.51 * step, name
-    covers = {"lm_head.weight", "transformer.wte.embedding_weight"}
-    assert (stored.keys() >= {"lm_head.scales", "transformer.wte.scales"}) is bool(config["quantization"].get("quantized"))
-    assert all((stored[name].dtype == torch.uint8) is ("--quantize_head" in options) for name in covers)
+    for name in ("lm_head.weight", "transformer.wte.embedding_weight"):
+        assert (stored[name].dtype == torch.uint8) is ("--quantize_head" in options)
     assert not (tmp_path / "out.part").exists()
 
 
@@ -189,13 +191,21 @@ def test_a_gptq_folder_converts_to_the_same_packed_tensors(options, tiny_checkpo
 
 # Interrupted
 
+@pytest.fixture(scope="module")
+def whole_run(tiny_checkpoint, text, tmp_path_factory):
+    """A function: options -> the files of a run that nothing interrupted."""
+    @functools.cache
+    def files(*options):
+        return files_of(run(tiny_checkpoint, tmp_path_factory.mktemp("whole") / "out", *options, text=text))
+
+    return files
+
+
 @pytest.mark.parametrize("options", [["--quantize_head", "--quantize_embedding"], ["--desc_act"]])
 @pytest.mark.parametrize("moment", range(8))
-def test_an_interrupted_run_goes_on_and_gives_the_same_files(moment, options, tiny_checkpoint, text, tmp_path,
+def test_an_interrupted_run_goes_on_and_gives_the_same_files(moment, options, tiny_checkpoint, text, whole_run, tmp_path,
                                                              monkeypatch):
-    if "expected" not in CACHE.setdefault(tuple(options), {}):
-        CACHE[tuple(options)]["expected"] = files_of(
-            run(tiny_checkpoint, tmp_path / "whole", "--group_size", 16, *options, text=text))
+    options = ["--group_size", 16, *options]
     replace, moments = quantize_layers.os.replace, []
 
     def interrupted(source, target):
@@ -207,17 +217,15 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(moment, options, ti
 
     monkeypatch.setattr(quantize_layers.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(tiny_checkpoint, tmp_path / "out", "--group_size", 16, *options, text=text)
+        run(tiny_checkpoint, tmp_path / "out", *options, text=text)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(quantize_layers.os, "replace", replace)
     calls, gptq = [], quantize_layers.gptq
     monkeypatch.setattr(quantize_layers, "gptq", lambda *args: calls.append(args) or gptq(*args))
-    assert files_of(run(tiny_checkpoint, tmp_path / "out", "--group_size", 16, *options, text=text)) == CACHE[tuple(options)]["expected"]
+    assert files_of(run(tiny_checkpoint, tmp_path / "out", *options, text=text)) == whole_run(*options)
+    # What was finished, inputs of the next layer included, is not computed again.
     finished = sum("hidden" in str(target) for target in moments) - 1
     assert len(calls) == 4 * (3 - max(finished, 0)) + ("--quantize_head" in options)
-
-
-CACHE = {}
 
 
 def test_rounding_goes_on_too(tiny_checkpoint, tmp_path, monkeypatch):
@@ -238,23 +246,20 @@ def test_rounding_goes_on_too(tiny_checkpoint, tmp_path, monkeypatch):
 
 
 def test_the_command_ends_at_a_signal_with_one_line_and_goes_on(tiny_checkpoint, text, tmp_path):
-    command = [sys.executable, str(ROOT / "scripts/quantize.py"), "--load_checkpoint", tiny_checkpoint, "--output",
-               "out", "--data", text, "--length", LENGTH, "--group_size", 16]
-    program = ("import os, runpy, signal, sys; sys.argv = sys.argv[1:]; import quantize_layers as q; make = q.Run.make_parts\n"
-               "q.Run.make_parts = lambda run: os.kill(os.getpid(), signal.SIGTERM)\n"
-               "runpy.run_path(sys.argv[0], run_name='__main__')")
-    stopped = subprocess.run([sys.executable, "-c", program, *map(str, command[1:])], cwd=tmp_path, text=True,
-                             capture_output=True, check=False, env=environment())
+    script = str(ROOT / "scripts/quantize.py")
+    options = ["--load_checkpoint", tiny_checkpoint, "--output", "out", "--data", text, "--length", LENGTH]
+    stopping = ("import os, runpy, signal, sys, quantize_layers\n"
+                "quantize_layers.Run.make_parts = lambda run: os.kill(os.getpid(), signal.SIGTERM)\n"
+                "sys.argv = sys.argv[1:]\n"
+                "runpy.run_path(sys.argv[0], run_name='__main__')")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    stopped, finished = (
+        subprocess.run([sys.executable, *how, script, *map(str, options)], cwd=tmp_path, capture_output=True, text=True,
+                       check=False, env=environment) for how in (["-c", stopping], []))
     assert (stopped.returncode, stopped.stdout) == (1, "")
     assert stopped.stderr.splitlines()[-1].startswith("quantize: interrupted; the same command goes on")
-    finished = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (finished.returncode, finished.stdout) == (0, "out\n"), finished.stderr
     assert "100%" in finished.stderr and (tmp_path / "out/config.json").exists()
-
-
-def environment():
-    import os
-    return {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
 
 
 def test_parts_made_otherwise_are_not_reused(tiny_checkpoint, tmp_path):

@@ -106,6 +106,7 @@ def test_gptq_is_optimal_brain_quantization_in_the_order_of_the_inputs_sizes(wei
                                                                             monkeypatch):
     # 24 and the last, shorter group lie across the limits of blocks.
     monkeypatch.setattr(quantizers, "BLOCK", 10)
+    monkeypatch.setattr(quantizers, "ROWS", 5)
     wanted = settings(bits, 24, sym, desc_act)
     levels, scales, zeros, order = slow_gptq(weight, hessian(inputs), wanted)
     found = gptq(weight, hessian(inputs), wanted)

@@ -334,6 +334,15 @@ def test_own_layer_with_an_8_bit_cache(other_set, random, lengths, heads, size):
             np.testing.assert_allclose(actual, expected, atol=0.03)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
+@pytest.mark.parametrize("inputs, outputs", [(64, 96), (100, 33), (7, 1)])
+def test_own_linear_of_float16_weights(other_set, random, tokens, inputs, outputs):
+    portable, other = (make_kernels(name) for name in ("portable", other_set))
+    weight = (random(outputs, inputs) * 10.0 ** np.linspace(-7, 1, inputs)).astype(np.float16)  # denormal ones, too
+    x, weights = Tensor(random(tokens, inputs)), (Tensor(weight), None)
+    assert_same(other.linear(x, weights), portable.linear(x, weights))
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("hidden, width", [(64, 176), (36, 50)])
 def test_own_layer_of_other_widths(other_set, random, tokens, hidden, width):

@@ -2,6 +2,7 @@
 Quantised linears in the model, against AutoGPTQ's own outputs (tests/data/gptq_*), and against plain torch with the
 weights that random packs stand for. All compute in float32; 1e-4 is ten times the rounding seen.
 """
+import itertools
 import json
 
 import mindspore as ms
@@ -141,6 +142,15 @@ def test_packed_weights_and_halves_take_no_more_memory_than_on_disk(tmp_path):
     assert types["lm_head.weight"] == ms.float32
 
 
+def test_every_weight_begins_at_a_cache_line_of_one_array(tmp_path):
+    folder, _ = converted(tmp_path, desc_act=True)
+    model = build(folder)
+    places = sorted((parameter.asnumpy().ctypes.data, parameter.nbytes) for parameter in model.get_parameters())
+    assert all(start % 64 == 0 for start, _ in places)
+    gaps = [above - (start + size) for (start, size), (above, _) in itertools.pairwise(places)]
+    assert all(0 <= gap < 64 for gap in gaps), "side by side"
+
+
 def test_an_embedding_that_was_float32_stays_so(tmp_path):
     model = build(convert_weight(DATA / "gptq_int4", tmp_path / "ms"))
     assert model.transformer.wte.embedding_weight.dtype == ms.float32
@@ -157,7 +167,7 @@ def quantise_rows(weight, bits, group_size):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_embedding_and_head_may_be_quantised_too(tmp_path, bits):
+def test_embedding_and_head_may_be_quantised_too(each_set, tmp_path, bits):
     folder, weights = converted(tmp_path, bits=bits)
     file = next(folder.glob("*.safetensors"))
     tensors = load_file(file)
@@ -169,7 +179,7 @@ def test_embedding_and_head_may_be_quantised_too(tmp_path, bits):
         weights[hf_name] = torch.from_numpy(dequantise(weight, scales, zeros, bits, 32))
     save_file(tensors, file)
     config = json.loads((folder / "config.json").read_text())
-    config["quantization"]["quantized"] = ["transformer.layers.*", "lm_head", "transformer.wte"]
+    config["quantization"] |= {"quantized": ["transformer.layers.*", "lm_head", "transformer.wte"], "sym": False}
     (folder / "config.json").write_text(json.dumps(config))
 
     expected = reference_qwen.forward(CONFIG, weights, IDS).numpy()
@@ -180,7 +190,8 @@ def test_embedding_and_head_may_be_quantised_too(tmp_path, bits):
 
 
 def test_the_factory_builds_what_the_config_says():
-    sizes = dict(hidden_size=64, num_heads=2, num_layers=2, intermediate_size=192, vocab_size=96, seq_length=32)
+    sizes = {"hidden_size": 64, "num_heads": 2, "num_layers": 2, "intermediate_size": 192, "vocab_size": 96,
+             "seq_length": 32}
     plain = QwenForCausalLM(QwenConfig(**sizes))
     assert isinstance(plain.transformer.layers[0].attention.wq, Linear)
     assert isinstance(plain.transformer.wte, Embedding)

@@ -101,9 +101,9 @@ def test_ntk_is_fixed_by_the_prompt_when_decoding_crosses_the_training_length(mo
 
 def test_an_8_bit_cache_is_the_references(build_tiny):
     """
-    Levels are cut off, not rounded: by the last bit of float32 a number falls on this or that side of a level's edge. All
-    16 steps are within 0.015 of the reference's, which is 0.1 from its own float32; rounded levels, or a scale for each
-    token of the prompt, would be 0.07 and more.
+    Levels are cut off, not rounded: by the last bit of float32 a number falls on this or that side of a level's edge.
+    All 16 steps are within 0.015 of the reference's, which is 0.1 from its own float32; rounded levels, or a scale for
+    each token of the prompt, would be 0.06 away and more.
     """
     expected = golden("kv_cache_int8.npz")
     prompt = expected["input_ids"].tolist()

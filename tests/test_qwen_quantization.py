@@ -132,6 +132,6 @@ def test_config_and_checkpoint_agree_or_one_of_them_decides(tmp_path):
     assert agreed_quantization(INT4, "") == INT4
     assert agreed_quantization(None, tmp_path)["sym"] is False
     assert agreed_quantization(INT4, tmp_path)["sym"] is False
-    with pytest.raises(ValueError, match="the config says .*'group_size': 64.*config.json of .*'group_size': 128.*: leave"):
+    with pytest.raises(ValueError, match="config says .*'group_size': 64.*json of .*'group_size': 128.*: leave it out"):
         agreed_quantization({**INT4, "group_size": 64}, tmp_path)
     assert agreed_quantization(INT4, write_config(tmp_path)) == INT4

@@ -66,8 +66,8 @@ def check_weights(model, tensors, place="checkpoint"):
     for name, (shape, dtypes) in expected.items():
         found = tensors[name]
         if "uint8" in (found.dtype, *dtypes) and found.dtype not in dtypes:
-            raise ValueError(f"{place}: {name}: expected {' or '.join(dtypes)} by the config, found {found.dtype}: give "
-                             "the `quantization` of the checkpoint, or its config.json beside it")
+            raise ValueError(f"{place}: {name}: expected {' or '.join(dtypes)} by the config, found {found.dtype}: "
+                             "give the `quantization` of the checkpoint, or its config.json beside it")
         if tuple(found.shape) != tuple(shape):
             raise ValueError(f"{place}: {name}: expected {tuple(shape)} by the config, found {tuple(found.shape)}: is "
                              f"this the config of that checkpoint?{_hint(name)}")

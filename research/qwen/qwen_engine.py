@@ -444,7 +444,7 @@ class Engine:
         """Choose the next token of a sequence that is computed; the Output."""
         try:
             output = sequence.append(sequence.choose(logits))
-        except ArithmeticError as error:
+        except (ArithmeticError, ValueError) as error:
             return self._end(sequence, error)
         if output.finish_reason:
             self._leave(sequence)

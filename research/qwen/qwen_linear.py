@@ -27,13 +27,23 @@ def build_embedding(config, kernels):
     return kind(config, kernels)
 
 
+def _weight_type(config, kernels):
+    """
+    That of what a quantised model leaves as it is. Who quantises is short of memory, and weights that were float16 are no
+    more exact in float32: they stay float16 where the kernels compute in float32.
+    """
+    is_half = config.quantization and config.param_init_type == ms.float16 and not config.tie_word_embeddings
+    return ms.float16 if is_half and kernels.dtype == ms.float32 else kernels.dtype
+
+
 class Linear(nn.Cell):
     """The weights of x [T, inputs] -> [T, outputs]; weight [outputs, inputs], as checkpoints hold it."""
 
     def __init__(self, config, kernels, inputs, outputs, has_bias=False):
         super().__init__()
         normal = Normal(config.init_method_std)
-        self.weight = Parameter(initializer(normal, (outputs, inputs), kernels.dtype), name="weight")
+        weight = initializer(normal, (outputs, inputs), _weight_type(config, kernels))
+        self.weight = Parameter(weight, name="weight")
         self.bias = Parameter(initializer("zeros", (outputs,), kernels.dtype), name="bias") if has_bias else None
 
     def weights(self):
@@ -67,10 +77,8 @@ class Embedding(nn.Cell):
     def __init__(self, config, kernels):
         super().__init__()
         shape, normal = (config.vocab_size, config.hidden_size), Normal(config.init_method_std)
-        # Who quantises is short of memory, and rows that were float16 are no more exact in float32.
-        is_half = config.quantization and config.param_init_type == ms.float16 and not config.tie_word_embeddings
         self.dtype = kernels.dtype
-        self.embedding_weight = Parameter(initializer(normal, shape, ms.float16 if is_half else kernels.dtype),
+        self.embedding_weight = Parameter(initializer(normal, shape, _weight_type(config, kernels)),
                                           name="embedding_weight")
 
     def construct(self, ids):

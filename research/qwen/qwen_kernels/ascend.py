@@ -14,8 +14,8 @@ and 9.0, on hiascend.com):
                         training products.
     cache_write         ReshapeAndCache. float16, bfloat16. Caches [blocks, block_size, H, D]. Its documentation says
                         [T, H, D] for the keys, its own shape check and MindFormers' calls [T, H * D].
-    8-bit cache         The portable composition, attention included: PagedAttention takes scales of an int8 cache for each
-                        channel, the same for all tokens, or for each token, the same for all heads (its docstring).
+    8-bit cache         The portable composition, attention included: PagedAttention's docstring has scales of an int8
+                        cache for each channel, the same for all tokens, or for each token, the same for all heads.
     decode_attention    PagedAttention. float16, bfloat16. Transformer Boost, PagedAttentionOperation: block_size a
                         multiple of 16, head size up to 256, block_size * head size up to 128 * 128.
     prefill_attention   FlashAttentionScore, layout TH, as MindFormers calls it for packed prompts: the length of each

@@ -51,6 +51,7 @@ class PortableKernels(nn.Cell):
         """x @ weight.T + bias."""
         if len(weights) == 2:
             weight, bias = weights
+            weight = ops.cast(weight, self.dtype)  # see qwen_linear: a quantised model's head may be in float16
         else:
             weight, scales, zeros, order, bias = weights
             weight = self.dequantise(weight, scales, zeros)
@@ -247,8 +248,8 @@ class PortableKernels(nn.Cell):
 
     def _to_8_bits(self, x, rows, lengths):
         """
-        x [T, H, D] as levels [T, H * D] uint8, with their scales and zeros [T, 2 * H]: x is about scale * (level - zero).
-        The tokens of one sequence in this call share a head's; without `rows` each token has its own.
+        x [T, H, D] as levels [T, H * D] uint8, with scales and zeros [T, 2 * H]: x is about scale * (level - zero). The
+        tokens of one sequence in this call share a head's; without `rows` each token has its own.
 
         Source: quantize_cache_v in https://huggingface.co/Qwen/Qwen-7B/blob/main/modeling_qwen.py
         """

@@ -29,6 +29,7 @@ class Inputs {
   Weights weights(bool has_bias, int64_t width) {
     const int i = next_++;
     Weights found{op_.f32(i), nullptr, op_.dim(i, 0)};
+    if (op_.has_type(i, "float16")) found.bits = 16;
     if (op_.has_type(i, "uint8")) {
       found.bits = static_cast<int>(8 * op_.dim(i, 1) / width);
       found.groups = op_.dim(next_, 1);

@@ -54,6 +54,29 @@ inline ivec load_bytes(const int8_t *p) {
 #endif
 }
 
+// kLanes float16 numbers as float32.
+inline vec load_half(const uint16_t *p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<vec>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))));
+#elif defined(__AVX2__) && defined(__F16C__)
+  return reinterpret_cast<vec>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+#else
+  ivec bits, signs;
+  for (int i = 0; i < kLanes; ++i) {
+    bits[i] = (p[i] & 0x7fff) << 13;
+    signs[i] = (p[i] & 0x8000) << 16;
+  }
+  // The exponent counts from another place: a product puts that right, for denormal numbers too; not for infinity.
+  vec magnitude;
+  std::memcpy(&magnitude, &bits, sizeof(bits));
+  magnitude *= 0x1p112f;
+  std::memcpy(&bits, &magnitude, sizeof(bits));
+  bits |= signs;
+  std::memcpy(&magnitude, &bits, sizeof(bits));
+  return magnitude;
+#endif
+}
+
 inline vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
 
 inline float sum(vec v) {

@@ -60,6 +60,45 @@ void lane_tile(const float *const *rows, const float *x, const Input &in, int64_
   }
 }
 
+// Weights in float16, row by row. What is left of a row is taken with zeros behind it.
+template <int M>
+void dot_half(const uint16_t *const *rows, const Input &in, Tile &out) {
+  for (int r = 0; r < kRows; ++r) store(out[r], vec{});
+  for (int r = 0; r < kRows; ++r) {
+    const uint16_t *w = rows[r];
+    vec acc[2][M] = {};
+    int64_t k = 0;
+    for (; k + 2 * kLanes <= in.inputs; k += 2 * kLanes) {
+      __builtin_prefetch(w + k + kPrefetch, 0, 2);
+      for (int u = 0; u < 2; ++u) {
+        const vec wide = load_half(w + k + u * kLanes);
+        for (int m = 0; m < M; ++m) acc[u][m] += wide * load(in.x + m * in.inputs + k + u * kLanes);
+      }
+    }
+    for (int m = 0; m < M; ++m) acc[0][m] += acc[1][m];
+    for (; k < in.inputs; k += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, in.inputs - k);
+      uint16_t last[kLanes] = {};
+      std::memcpy(last, w + k, count * sizeof(uint16_t));
+      for (int m = 0; m < M; ++m) {
+        vec x{};
+        std::memcpy(&x, in.x + m * in.inputs + k, count * sizeof(float));
+        acc[0][m] += load_half(last) * x;
+      }
+    }
+    for (int m = 0; m < M; ++m) out[r][m] = sum(acc[0][m]);
+  }
+}
+
+void half_to_float(const uint16_t *row, int64_t count, float *out) {
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) store(out + k, load_half(row + k));
+  uint16_t last[kLanes] = {};
+  std::memcpy(last, row + k, (count - k) * sizeof(uint16_t));
+  const vec wide = load_half(last);
+  std::memcpy(out + k, &wide, (count - k) * sizeof(float));
+}
+
 template <int V>
 void lane_tile_of(const float *const *rows, const float *x, const Input &in, int64_t next, int64_t count, Tile &out) {
   if (V > 1 && count <= (V - 1) * kLanes) return lane_tile_of<std::max(1, V - 1)>(rows, x, in, next, count, out);
@@ -257,11 +296,32 @@ void compute_quantised(const Weights &weights, int64_t first, const Input &in, i
   lane_tile_of<kTileVecs>(rows, in.x + start * in.inputs, in, 0, count, out);
 }
 
+void compute_half(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count, Tile &out) {
+  const uint16_t *weight = static_cast<const uint16_t *>(weights.weight), *rows[kRows];
+  for (int r = 0; r < kRows; ++r) rows[r] = weight + std::min(first + r, weights.outputs - 1) * in.inputs;
+  if (in.lanes == 0) {
+    switch (count) {
+      case 1: return dot_half<1>(rows, in, out);
+      case 2: return dot_half<2>(rows, in, out);
+      case 3: return dot_half<3>(rows, in, out);
+      default: return dot_half<4>(rows, in, out);
+    }
+  }
+  float *floats = Thread::scratch(kRows * in.inputs);
+  const float *float_rows[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    half_to_float(rows[r], in.inputs, floats + r * in.inputs);
+    float_rows[r] = floats + r * in.inputs;
+  }
+  lane_tile_of<kTileVecs>(float_rows, in.x + start * in.inputs, in, 0, count, out);
+}
+
 }  // namespace
 
 void compute_tile(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count, Tile &out) {
   if (weights.bits == 4) return compute_quantised<4>(weights, first, in, start, count, out);
   if (weights.bits == 8) return compute_quantised<8>(weights, first, in, start, count, out);
+  if (weights.bits == 16) return compute_half(weights, first, in, start, count, out);
   const float *weight = static_cast<const float *>(weights.weight), *rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = weight + std::min(first + r, weights.outputs - 1) * in.inputs;
   if (in.lanes == 0) {
