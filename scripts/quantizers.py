@@ -1,4 +1,4 @@
-"""Round to nearest, and GPTQ: a float weight becomes levels, with a scale and a zero for each group of inputs. In torch.
+"""Round to nearest and GPTQ, in torch: a float weight becomes levels, with a scale and a zero for a group of inputs.
 
 Both fit scales that are already rounded to float16, as checkpoints hold them, so that what is minimised is the error of
 the weights that will be computed with.

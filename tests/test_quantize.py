@@ -12,7 +12,7 @@ import torch
 from checkpoint_helpers import load_folder
 from conftest import ROOT
 from convert_weight import convert_weight
-from name_map import hf_to_ms
+from name_map import hf_to_ms, linear_name, ms_to_hf
 from qwen_quantization import Quantization, dequantise
 from quantize import check_gptq_shapes, parse_args, quantize, working_folder
 from safetensors.torch import load_file
@@ -41,20 +41,30 @@ def read_config(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-def weights_of(folder, names=None):
-    """{MindSpore name: float32 weight} of a quantised folder."""
-    tensors, settings = load_folder(folder), Quantization.from_dict(read_config(folder)["quantization"])
+def weights_of(folder):
+    """{MindSpore name: float32 tensor} of a folder, what is quantised as what it stands for."""
+    tensors, settings = load_folder(folder), Quantization.from_dict(read_config(folder).get("quantization"))
     found = {}
-    for name in names or [name for name in tensors if name.endswith((".weight", ".embedding_weight"))]:
-        base = name.removesuffix(".weight").removesuffix(".embedding_weight")
-        if f"{base}.scales" not in tensors:
-            found[name] = tensors[name].float()
+    for name, tensor in tensors.items():
+        base = linear_name(name)
+        if name.endswith((".scales", ".zeros", ".order")):
+            continue
+        if tensor.dtype != torch.uint8:
+            found[name] = tensor.float()
             continue
         order = tensors[f"{base}.order"].numpy() if f"{base}.order" in tensors else None
         found[name] = torch.from_numpy(dequantise(
-            tensors[name].numpy(), tensors[f"{base}.scales"].numpy(), tensors[f"{base}.zeros"].numpy(), settings.bits,
+            tensor.numpy(), tensors[f"{base}.scales"].numpy(), tensors[f"{base}.zeros"].numpy(), settings.bits,
             settings.group_size, order))
     return found
+
+
+def torch_model(folder):
+    """A folder's model in torch, with the weights that quantised ones stand for."""
+    config, weights = read_config(folder), weights_of(folder)
+    config.pop("quantization", None)
+    return TorchQwen(config, {name: torch.cat([weights[piece.name] for piece in tensor.pieces])
+                              for name, tensor in ms_to_hf(config).items()})
 
 
 def files_of(folder):
@@ -81,25 +91,12 @@ def test_rounding_writes_a_packed_checkpoint_close_to_the_weights(bits, group_si
     assert not (tmp_path / "out.part").exists()
 
 
-def outputs_error(hf, folder, config, ids):
-    """The mean squared error of the logits of a quantised checkpoint, calculated in torch."""
-    names = {tensor.pieces[0].name: name for name, tensor in hf_to_ms(config).items()}
-    weights, found = load_file(hf / "model.safetensors"), weights_of(folder)
-    expected = TorchQwen(config, {name: tensor.float() for name, tensor in weights.items()}).logits(ids, {})
-    quantised = {name: tensor.float() for name, tensor in weights.items()}
-    for name in names:
-        parts = [ms_name for ms_name, tensor in hf_to_ms(config).items() if tensor.pieces[0].name == name]
-        if all(part in found for part in parts):
-            quantised[name] = torch.cat([found[part] for part in parts])
-    return float((TorchQwen(config, quantised).logits(ids, {}) - expected).square().mean())
-
-
-def test_gptq_keeps_the_logits_closer_than_rounding(tiny_checkpoint, tiny_hf, text, tmp_path):
-    config, ids = read_config(tiny_hf), torch.tensor([list(TEXT[200:200 + LENGTH].encode())])
-    errors = {}
+def test_gptq_keeps_the_logits_closer_than_rounding(tiny_checkpoint, text, tmp_path):
+    ids, errors = torch.tensor([list(TEXT[200:200 + LENGTH].encode())]), {}
+    expected = torch_model(tiny_checkpoint).logits(ids, {})
     for name, options, data in (("rtn", [], None), ("gptq", [], text), ("desc_act", ["--desc_act"], text)):
         folder = run(tiny_checkpoint, tmp_path / name, "--group_size", 16, *options, text=data)
-        errors[name] = outputs_error(tiny_hf, folder, config, ids)
+        errors[name] = float((torch_model(folder).logits(ids, {}) - expected).square().mean())
     assert errors["gptq"] < 0.7 * errors["rtn"] and errors["desc_act"] < 0.7 * errors["rtn"]
     assert "transformer.layers.0.attention.wq.order" in load_folder(tmp_path / "desc_act")
     # q, k and v are one linear in Hugging Face's model, and keep one order.
@@ -108,25 +105,19 @@ def test_gptq_keeps_the_logits_closer_than_rounding(tiny_checkpoint, tiny_hf, te
     assert all(torch.equal(order, orders[0]) for order in orders)
 
 
-def test_the_model_computes_with_what_was_written(tiny_checkpoint, tiny_hf, text, tmp_path):
+def test_the_model_computes_with_what_was_written(tiny_checkpoint, text, tmp_path):
     import mindspore as ms
     from qwen_config import QwenConfig
     from qwen_model import QwenForCausalLM
 
     folder = run(tiny_checkpoint, tmp_path / "out", "--group_size", 32, "--desc_act", "--quantize_head",
                  "--quantize_embedding", text=text)
-    config, ids = read_config(tiny_hf), list(TEXT[:LENGTH].encode())
+    ids = list(TEXT[:LENGTH].encode())
     model = QwenForCausalLM(QwenConfig.from_hf_config(folder, checkpoint_name_or_path=str(folder)))
     model.set_train(False)
     found = model(ms.Tensor([ids], ms.int32)).asnumpy()
-    names, weights = hf_to_ms(config), weights_of(folder)
-    weights |= {name: tensor for name, tensor in load_folder(folder).items() if name.endswith(".bias")}
-    parts = {}
-    for name, tensor in names.items():
-        parts.setdefault(tensor.pieces[0].name, []).append(weights[name].float())
-    expected = TorchQwen(config, {name: torch.cat(tensors) for name, tensors in parts.items()})
     # The cpu kernels round inputs to 8 bits where the CPU multiplies those faster: hence so much.
-    np.testing.assert_allclose(found, expected.logits(torch.tensor([ids]), {}).numpy(), atol=0.1)
+    np.testing.assert_allclose(found, torch_model(folder).logits(torch.tensor([ids]), {}).numpy(), atol=0.1)
 
 
 def test_later_layers_see_what_the_earlier_ones_give_when_quantised(tiny_checkpoint, text, tmp_path, monkeypatch):
@@ -135,15 +126,8 @@ def test_later_layers_see_what_the_earlier_ones_give_when_quantised(tiny_checkpo
     monkeypatch.setattr(quantize_layers, "gptq", lambda weight, hessian, *others: (
         seen.append(hessian.clone()) or gptq(weight, hessian, *others)))
     folder = run(tiny_checkpoint, tmp_path / "out", "--group_size", 16, "--quantize_head", text=text)
-    config = read_config(folder)
-    ids = torch.tensor([list(TEXT.encode())[:len(TEXT) // LENGTH * LENGTH]]).view(-1, LENGTH)
-    parts = {}
-    weights = weights_of(folder) | {name: tensor for name, tensor in load_folder(folder).items()
-                                    if name.endswith(".bias")}
-    plain = {key: value for key, value in config.items() if key != "quantization"}
-    for name, tensor in hf_to_ms(plain).items():
-        parts.setdefault(tensor.pieces[0].name, []).append(weights[name].float())
-    model = TorchQwen(plain, {name: torch.cat(tensors) for name, tensors in parts.items()})
+    ids = torch.tensor(list(TEXT.encode())[:len(TEXT) // LENGTH * LENGTH]).view(-1, LENGTH)
+    model = torch_model(folder)
     inputs, linear = [], model.linear
 
     def listening(name, x):
@@ -203,9 +187,10 @@ def whole_run(tiny_checkpoint, text, tmp_path_factory):
 
 @pytest.mark.parametrize("options", [["--quantize_head", "--quantize_embedding"], ["--desc_act"]])
 @pytest.mark.parametrize("moment", range(8))
-def test_an_interrupted_run_goes_on_and_gives_the_same_files(moment, options, tiny_checkpoint, text, whole_run, tmp_path,
-                                                             monkeypatch):
+def test_an_interrupted_run_goes_on_and_gives_the_same_files(moment, options, tiny_checkpoint, text, whole_run,
+                                                             tmp_path, monkeypatch):
     options = ["--group_size", 16, *options]
+    expected = whole_run(*options)
     replace, moments = quantize_layers.os.replace, []
 
     def interrupted(source, target):
@@ -222,7 +207,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(moment, options, ti
     monkeypatch.setattr(quantize_layers.os, "replace", replace)
     calls, gptq = [], quantize_layers.gptq
     monkeypatch.setattr(quantize_layers, "gptq", lambda *args: calls.append(args) or gptq(*args))
-    assert files_of(run(tiny_checkpoint, tmp_path / "out", *options, text=text)) == whole_run(*options)
+    assert files_of(run(tiny_checkpoint, tmp_path / "out", *options, text=text)) == expected
     # What was finished, inputs of the next layer included, is not computed again.
     finished = sum("hidden" in str(target) for target in moments) - 1
     assert len(calls) == 4 * (3 - max(finished, 0)) + ("--quantize_head" in options)

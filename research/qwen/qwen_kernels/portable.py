@@ -49,6 +49,9 @@ class PortableKernels(nn.Cell):
 
     def linear(self, x, weights):
         """x @ weight.T + bias."""
+        return self._linear(x, weights)
+
+    def _linear(self, x, weights):
         if len(weights) == 2:
             weight, bias = weights
             weight = ops.cast(weight, self.dtype)  # see qwen_linear: a quantised model's head may be in float16
