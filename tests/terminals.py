@@ -28,13 +28,14 @@ class Terminal:
         """The screen as soon as it shows a text."""
         return self.wait_until(lambda screen: text in screen, repr(text))
 
-    def wait_until(self, is_right, what, timeout=120):
+    def wait_until(self, is_right, what, looks=2400):
         """The screen as soon as a function of it says that it is right; AssertionError, naming `what`, if it never is."""
-        end = time.time() + timeout
-        while not is_right(screen := self.screen()):
-            assert time.time() < end, f"{what} did not come:\n{screen}"
+        for _ in range(looks):  # two minutes: looks are counted, so that a machine that pauses fails no test
+            screen = self.screen()
+            if is_right(screen):
+                return screen
             time.sleep(0.05)
-        return screen
+        raise AssertionError(f"{what} did not come:\n{screen}")
 
 
 class Tmux(Terminal):

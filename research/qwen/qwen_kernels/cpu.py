@@ -159,23 +159,20 @@ class CpuKernels(PortableKernels):
         return prepared, scales, zeros
 
     def _weights(self, attention, feed_forward):
-        """In the order of csrc/ops.cc: a layer's norms and weights one behind the other."""
-        weights = ()
-        for half in (attention, feed_forward):
-            weights += (half[0][0],)
-            for linear in half[1:]:
-                weights += self._present(linear)
-        return weights
+        """In the order of csrc/ops.cc: a layer's norms and weights one behind the other. (Loops compile slowly.)"""
+        attention_norm, wq, wk, wv, wo = attention
+        ffn_norm, w1, w2, w3 = feed_forward
+        return (attention_norm[:1] + self._present(wq) + self._present(wk) + self._present(wv) + self._present(wo)
+                + ffn_norm[:1] + self._present(w1) + self._present(w2) + self._present(w3))
 
     def _present(self, weights):
         """Without what is None, and without zeros that are all the same."""
-        if len(weights) == 5 and self.quantization.sym:
-            weights = weights[:2] + weights[3:]
-        present = ()
-        for part in weights:
-            if part is not None:
-                present += (part,)
-        return present
+        bias = weights[-1:] if weights[-1] is not None else ()
+        if len(weights) == 2:
+            return weights[:1] + bias
+        weight, scales, zeros, order, _ = weights
+        parts = (weight, scales) if self.quantization.sym else (weight, scales, zeros)
+        return parts + bias if order is None else parts + (order,) + bias
 
 
 def _custom_op(library, name, inputs):
