@@ -113,6 +113,12 @@ def test_swiglu_gates_by_its_second_input(random):
     np.testing.assert_allclose(run(make_kernels("portable").swiglu, up, gate), expected, atol=TOLERANCE)
 
 
+def for_layer(kernels, inputs):
+    """x and the weights of `layer_inputs` as the kernels' layer takes them."""
+    x, attention, feed_forward = inputs
+    return x, kernels.layer_weights(attention, feed_forward)
+
+
 @pytest.mark.parametrize("heads, size", HEADS)
 @pytest.mark.parametrize("batch, length", [(1, 1), (2, 7), (3, 40)])
 def test_causal_attention(random, heads, size, batch, length):
@@ -319,10 +325,10 @@ def test_own_layer_with_an_8_bit_cache(other_set, random, lengths, heads, size):
             ("vs", 2 * heads, np.float32)))
         tables, counts = Tensor(case.tables), Tensor(case.lengths)
         layout = kernels.prefill_layout(tables, counts, None, Tensor(case.positions), Tensor(case.rows))
-        prefill = kernels.layer(*prompts, kernels.rotation_layout(*of_prompts), caches, Tensor(case.slots), layout,
-                                True)
+        prefill = kernels.layer(*for_layer(kernels, prompts), kernels.rotation_layout(*of_prompts), caches,
+                                Tensor(case.slots), layout, True)
         last = Tensor(case.slots[np.cumsum(lengths) - 1])
-        decode = kernels.layer(*steps, kernels.rotation_layout(*of_steps), caches, last,
+        decode = kernels.layer(*for_layer(kernels, steps), kernels.rotation_layout(*of_steps), caches, last,
                                kernels.decode_layout(tables, counts), False)
         outputs.append([x.asnumpy() for x in (prefill, decode, *caches)])
     # The last bit of float32 decides about a number on the edge of a level: a few are off by one.
@@ -352,8 +358,8 @@ def test_own_layer_of_other_widths(other_set, random, tokens, hidden, width):
 
 def compare_whole(portable, other, inputs, shape):
     (x, rotation), ids = inputs, Tensor(np.zeros(shape, np.int32))
-    assert_same(other.layer_whole(*x, other.rotation_layout(*rotation), ids),
-                portable.layer_whole(*x, portable.rotation_layout(*rotation), ids))
+    assert_same(*(kernels.layer_whole(*for_layer(kernels, x), kernels.rotation_layout(*rotation), ids)
+                  for kernels in (other, portable)))
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
@@ -370,10 +376,10 @@ def test_own_layer_in_prefill_and_decoding(other_set, random, lengths, heads, si
         caches = tuple(Parameter(Tensor(np.zeros(cache.shape, np.float32)), name=cache.name) for cache in case.caches)
         tables, counts = Tensor(case.tables), Tensor(case.lengths)
         layout = kernels.prefill_layout(tables, counts, None, Tensor(case.positions), Tensor(case.rows))
-        prefill = kernels.layer(*prompts, kernels.rotation_layout(*of_prompts), caches, Tensor(case.slots), layout,
-                                True)
+        prefill = kernels.layer(*for_layer(kernels, prompts), kernels.rotation_layout(*of_prompts), caches,
+                                Tensor(case.slots), layout, True)
         last = Tensor(case.slots[np.cumsum(lengths) - 1])  # the last token of each sequence is computed again
-        decode = kernels.layer(*steps, kernels.rotation_layout(*of_steps), caches, last,
+        decode = kernels.layer(*for_layer(kernels, steps), kernels.rotation_layout(*of_steps), caches, last,
                                kernels.decode_layout(tables, counts), False)
         outputs[name] = prefill, decode, caches[0].reshape(-1), caches[1].reshape(-1)
     for actual, expected in zip(outputs[other_set], outputs["portable"]):
@@ -410,10 +416,11 @@ def test_a_sequence_may_share_blocks_that_another_one_fills_in_the_same_prefill(
 
 def prefilled(case, inputs, rotation, parts):
     """Run a layer on parts of the tokens, one after the other: the last one's output, and the caches."""
-    (x, *weights), kernels = inputs, case.kernels
+    kernels = case.kernels
+    x, weights = for_layer(kernels, inputs)
     caches = tuple(Parameter(Tensor(np.zeros(cache.shape, np.float32)), name=cache.name) for cache in case.caches)
     for chosen in parts:
-        out = kernels.layer(Tensor(x.asnumpy()[chosen]), *weights,
+        out = kernels.layer(Tensor(x.asnumpy()[chosen]), weights,
                             kernels.rotation_layout(*(Tensor(y.asnumpy()[chosen]) for y in rotation)), caches,
                             Tensor(case.slots[chosen]), case.prefill_layout(chosen), True)
     return out.asnumpy(), caches
@@ -469,7 +476,7 @@ def test_own_layer_of_quantised_linears(other_set, random, desc_act, tokens, qua
             for own, weights in zip(layers, both):
                 own[half].append(weights)
     ids = Tensor(np.zeros((1, tokens), np.int32))
-    expected, actual = (own.layer_whole(x, *map(tuple, layer), own.rotation_layout(*rotation), ids)
+    expected, actual = (own.layer_whole(x, own.layer_weights(*map(tuple, layer)), own.rotation_layout(*rotation), ids)
                         for own, layer in zip(kernels, layers))
     assert_same(actual, expected)
 

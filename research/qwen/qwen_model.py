@@ -59,7 +59,7 @@ class Attention(nn.Cell):
             self.value_scale_cache = _zero_cache("value_scale_cache", shape, ms.float32)
 
     def weights(self):
-        """What the kernels' layers take, besides the norm."""
+        """What the kernels' `layer_weights` takes, besides the norm."""
         return self.wq.weights(), self.wk.weights(), self.wv.weights(), self.wo.weights()
 
     def caches(self):
@@ -79,7 +79,7 @@ class FeedForward(nn.Cell):
         self.w3 = build_linear(config, kernels, f"{name}.w3", config.hidden_size, config.ffn_hidden_size)
 
     def weights(self):
-        """What the kernels' layers take, besides the norm."""
+        """What the kernels' `layer_weights` takes, besides the norm."""
         return self.w1.weights(), self.w2.weights(), self.w3.weights()
 
 
@@ -93,15 +93,16 @@ class DecoderLayer(nn.Cell):
         self.ffn_norm = RMSNorm(config, kernels)
         self.feed_forward = FeedForward(config, kernels, f"{name}.feed_forward")
         self.kernels = kernels
+        # Collected here and not in the graph, where each call costs time to compile, for each layer anew.
+        self.weights = kernels.layer_weights((self.attention_norm.weights(), *self.attention.weights()),
+                                             (self.ffn_norm.weights(), *self.feed_forward.weights()))
+        self.caches = self.attention.caches() if config.use_past else ()
         self.is_first_iteration = True
 
     def construct(self, x, rotation, input_ids, slot_mapping, layout):
-        attention = (self.attention_norm.weights(),) + self.attention.weights()
-        feed_forward = (self.ffn_norm.weights(),) + self.feed_forward.weights()
         if slot_mapping is None:
-            return self.kernels.layer_whole(x, attention, feed_forward, rotation, input_ids)
-        return self.kernels.layer(x, attention, feed_forward, rotation, self.attention.caches(), slot_mapping, layout,
-                                  self.is_first_iteration)
+            return self.kernels.layer_whole(x, self.weights, rotation, input_ids)
+        return self.kernels.layer(x, self.weights, rotation, self.caches, slot_mapping, layout, self.is_first_iteration)
 
 
 class QwenModel(nn.Cell):

@@ -28,16 +28,17 @@ Elementary operations:
 
 A layer, which `portable` defines by the elementary operations, and which is fused where a set can:
 
-    layer(x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill)
+    layer(x, weights, rotation, caches, slot_mapping, layout, prefill)
                                             y = x + wo(attention of the normalised x), then y + w2(w1(z) * silu(w3(z))),
-                                            z the normalised y; [T, hidden]. attention is (norm, wq, wk, wv, wo) and
-                                            feed_forward (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq
-                                            ... are weights
-    layer_whole(x, attention, feed_forward, rotation, input_ids)
+                                            z the normalised y; [T, hidden]. weights are what `layer_weights` gives
+    layer_whole(x, weights, rotation, input_ids)
                                             the same on whole sequences, the tokens of input_ids [B, S], no cache
 
 And what belongs to them:
 
+    layer_weights(attention, feed_forward)  the weights of a layer as `layer` takes them: called once, when the model is
+                                            built, outside the graph. attention is (norm, wq, wk, wv, wo), feed_forward
+                                            (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq ... are weights
     dtype                                   the type of weights, activations and caches
     jit_config                              what outside training the graph must be compiled with (JitConfig), or None
     reads_whole_tables                      whether decoding takes longer the wider block_tables is

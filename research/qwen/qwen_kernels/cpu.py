@@ -109,16 +109,16 @@ class CpuKernels(PortableKernels):
         inputs = (x, self.settings) + self._present(weights)
         return self.linear_op[len(inputs)](*inputs)
 
-    def layer(self, x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill):
+    def layer(self, x, weights, rotation, caches, slot_mapping, layout, prefill):
         """See PortableKernels; one kernel serves prefill and decoding."""
-        inputs = (x, self.settings) + self._weights(attention, feed_forward) + (rotation, *caches, slot_mapping, *layout)
+        inputs = (x, self.settings) + weights[-1] + (rotation, *caches, slot_mapping, *layout)
         return self.layer_op[len(inputs)](*inputs)
 
-    def layer_whole(self, x, attention, feed_forward, rotation, input_ids):
+    def layer_whole(self, x, weights, rotation, input_ids):
         """See PortableKernels."""
         if self.training:
-            return self.portable.layer_whole(x, attention, feed_forward, rotation, input_ids)
-        inputs = (x, self.settings) + self._weights(attention, feed_forward) + (rotation, input_ids)
+            return self.portable.layer_whole(x, weights[:-1], rotation, input_ids)
+        inputs = (x, self.settings) + weights[-1] + (rotation, input_ids)
         return self.layer_whole_op[len(inputs)](*inputs)
 
     def rotation_layout(self, cos, sin, query_cos, query_sin):
@@ -158,12 +158,14 @@ class CpuKernels(PortableKernels):
             prepared[:, first:last] = (levels[..., :16] | levels[..., 16:] << 4).reshape(len(weight), -1)
         return prepared, scales, zeros
 
-    def _weights(self, attention, feed_forward):
-        """In the order of csrc/ops.cc: a layer's norms and weights one behind the other. (Loops compile slowly.)"""
-        attention_norm, wq, wk, wv, wo = attention
-        ffn_norm, w1, w2, w3 = feed_forward
-        return (attention_norm[:1] + self._present(wq) + self._present(wk) + self._present(wv) + self._present(wo)
-                + ffn_norm[:1] + self._present(w1) + self._present(w2) + self._present(w3))
+    def layer_weights(self, attention, feed_forward):
+        """For the portable operations, and at last in the order of csrc/ops.cc: one behind the other."""
+        parts = ()
+        for norm, *linears in (attention, feed_forward):
+            parts += norm[:1]
+            for weights in linears:
+                parts += self._present(weights)
+        return attention, feed_forward, parts
 
     def _present(self, weights):
         """Without what is None, and without zeros that are all the same."""

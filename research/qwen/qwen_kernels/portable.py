@@ -173,16 +173,22 @@ class PortableKernels(nn.Cell):
 
     # A layer
 
-    def layer(self, x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill):
+    def layer(self, x, weights, rotation, caches, slot_mapping, layout, prefill):
         """Its halves, with the cache."""
+        attention, feed_forward = weights
         x = self.attention(x, *attention, rotation, caches, slot_mapping, layout, prefill)
         return self.feed_forward(x, *feed_forward)
 
-    def layer_whole(self, x, attention, feed_forward, rotation, input_ids):
+    def layer_whole(self, x, weights, rotation, input_ids):
         """Its halves, without a cache."""
+        attention, feed_forward = weights
         return self.feed_forward(self.attention_whole(x, *attention, rotation, input_ids), *feed_forward)
 
     # What belongs to them
+
+    def layer_weights(self, attention, feed_forward):
+        """As they are."""
+        return attention, feed_forward
 
     def quantised_parameters(self, outputs, inputs):
         """As in a checkpoint, the scales in float32, which holds them whatever their type was."""
