@@ -9,6 +9,7 @@ os.environ.setdefault("LOG_MF_PATH", tempfile.mkdtemp(prefix="qwen-test-log-"))
 sys.path[:0] = [str(ROOT / "research/qwen"), str(ROOT / "convert"), str(ROOT / "scripts"), str(ROOT / "tests")]
 
 import base64  # noqa: E402
+import gc  # noqa: E402
 import shutil  # noqa: E402
 
 import pytest  # noqa: E402
@@ -16,6 +17,11 @@ import yaml  # noqa: E402
 
 DATA = ROOT / "tests/data"
 TINY = DATA / "tiny_qwen"
+
+
+def pytest_collection_finish():
+    """MindSpore collects garbage at every compilation: it need not look at what the imports have left each time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
