@@ -1,7 +1,7 @@
 // Attention, with rotation and the key/value cache: rotary, cache_write and prefill or decode attention in one.
 //
-// The cache has a row of H * D floats a slot. A query alone reads keys and values row by row, all its heads at once.
-// Many queries of a sequence are taken kQueries at a time, one a lane, with a softmax that is updated block by block.
+// The cache has a row of H * D floats a slot. A query alone reads keys and values row by row, all its heads at once, for
+// some positions at a time, which threads share out; what they give is joined as in Flash-Decoding. Many queries of a sequence are taken kQueries at a time, one a lane, with a softmax that is updated block by block.
 // Source: Dao et al., FlashAttention (arXiv:2205.14135); Kwon et al., PagedAttention (arXiv:2309.06180).
 #include <algorithm>
 #include <cmath>
@@ -16,6 +16,8 @@ constexpr int kKeys = 32;      // keys that many queries attend to between two u
 constexpr int kColumns = 8;    // columns of a lane product that are summed at once
 constexpr int kQueryVecs = kLanes == 16 ? 2 : 1;
 constexpr int kQueries = kQueryVecs * kLanes;  // queries that are taken together
+constexpr int kPart = 32;      // positions that a lone query's threads take at a time
+constexpr int kStreams = 4;    // of these, rows that are read side by side, each from end to end: so memory is fastest
 
 // Where the keys and values of one sequence are.
 struct Sequence {
@@ -77,35 +79,27 @@ void query_of(const Rotation &r, int64_t t, int64_t h, float *out) {
          out);
 }
 
-// The softmax of x[0 .. length], in place.
-void softmax(float *x, int64_t length) {
-  const float top = *std::max_element(x, x + length);
+// x = exp(x - top), in place; returns their sum.
+float exponents(float *x, int64_t count, float top) {
   vec total{};
   int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) {
+  for (; i + kLanes <= count; i += kLanes) {
     const vec e = exp(load(x + i) - top);
     store(x + i, e);
     total += e;
   }
   float sums = sum(total);
-  for (; i < length; ++i) sums += x[i] = std::exp(x[i] - top);
-  for (i = 0; i < length; ++i) x[i] /= sums;
+  for (; i < count; ++i) sums += x[i] = std::exp(x[i] - top);
+  return sums;
 }
 
-// scores[j] = scale * query . keys[j], of `count` keys up to kLanes.
-void score_keys(const float *query, const float *const *keys, int64_t count, int64_t size, float scale, float *scores) {
-  vec products[kLanes] = {};
-  float tails[kLanes] = {};
-  for (int64_t j = 0; j < count; ++j) {
-    int64_t d = 0;
-    for (; d + kLanes <= size; d += kLanes) products[j] += load(query + d) * load(keys[j] + d);
-    for (; d < size; ++d) tails[j] += query[d] * keys[j][d];
-  }
-  transpose(products);
-  vec total = load(tails);
-  for (const vec &of_lane : products) total += of_lane;
-  total *= scale;
-  std::memcpy(scores, &total, count * sizeof(float));
+// The products of x and y, [size], summed up to what is left in a vector.
+vec products(const float *x, const float *y, int64_t size) {
+  vec sums{};
+  int64_t d = 0;
+  for (; d + kLanes <= size; d += kLanes) sums += load(x + d) * load(y + d);
+  for (; d < size; ++d) sums[d % kLanes] += x[d] * y[d];
+  return sums;
 }
 
 // out += the sum over j of weights[j] * values[j], [size]. V vectors of sums stay in registers.
@@ -128,36 +122,6 @@ void weigh_values(const float *weights, const float *const *values, int64_t coun
   d = weigh_columns<1>(weights, values, count, size, d, out);
   for (; d < size; ++d) {
     for (int64_t j = 0; j < count; ++j) out[d] += weights[j] * values[j][d];
-  }
-}
-
-// One query, heads first .. last, attends to positions 0 .. length - 1.
-void attend_one(const Rotation &rotation, const Sequence &sequence, int64_t t, int64_t length, int64_t first,
-                int64_t last, float *out) {
-  const int64_t size = rotation.size, count = last - first;
-  float *query = Thread::scratch(count * (size + length + kLanes * size));
-  float *buffer = query + count * size, *scores = buffer + count * kLanes * size;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
-  for (int64_t h = 0; h < count; ++h) query_of(rotation, t, first + h, query + h * size);
-  // A few positions at a time, all heads: what a row holds is read together.
-  const float *rows[kLanes];
-  for (int64_t p = 0; p < length; p += kLanes) {
-    const int64_t keys = std::min<int64_t>(kLanes, length - p);
-    find_rows(sequence.cache.keys, sequence, rotation, p, keys, first, last, buffer, rows);
-    for (int64_t h = 0; h < count; ++h) {
-      score_keys(query + h * size, rows, keys, size, scale, scores + h * length + p);
-      for (int64_t j = 0; j < keys; ++j) rows[j] += size;
-    }
-  }
-  for (int64_t h = 0; h < count; ++h) softmax(scores + h * length, length);
-  std::fill(out, out + count * size, 0.0f);
-  for (int64_t p = 0; p < length; p += kLanes) {
-    const int64_t values = std::min<int64_t>(kLanes, length - p);
-    find_rows(sequence.cache.values, sequence, rotation, p, values, first, last, buffer, rows);
-    for (int64_t h = 0; h < count; ++h) {
-      weigh_values(scores + h * length + p, rows, values, size, out + h * size);
-      for (int64_t j = 0; j < values; ++j) rows[j] += size;
-    }
   }
 }
 
@@ -250,28 +214,131 @@ struct Queries {
   int64_t t, count, start;
 };
 
+// What a lone query gets of kPart positions: of each head the highest score, the sum of the exponentials less that, and
+// the values' sum weighted by these, [D].
+struct Part {
+  Part(float *memory, const Rotation &r) : tops(memory), totals(tops + r.heads), sums(totals + r.heads) {}
+  static int64_t floats(const Rotation &r) { return r.heads * (r.size + 2); }
+  float *tops, *totals, *sums;
+};
+
+// The rows of a block of positions, taken kStreams at a time: body(first of them, how many, pointers to the heads' parts).
+// While a head is at work, its part of the next rows is fetched.
+template <typename Body>
+void for_streams(const Half &half, const Sequence &sequence, const Rotation &r, int64_t position, int64_t count,
+                 int64_t length, float *buffer, const Body &body) {
+  const int64_t bytes = r.size * (half.scales == nullptr ? sizeof(float) : 1);
+  const float *rows[kLanes];
+  find_rows(half, sequence, r, position, count, 0, r.heads, buffer, rows);
+  for (int64_t j = 0; j < count; j += kStreams) {
+    const int64_t some = std::min<int64_t>(kStreams, count - j);
+    const char *ahead[kStreams];
+    for (int i = 0; i < kStreams; ++i) {
+      const int64_t next = std::min(position + j + kStreams + i, length - 1);
+      ahead[i] = static_cast<const char *>(half.data) + sequence.slot(next) * r.heads * bytes;
+    }
+    for (int64_t h = 0; h < r.heads; ++h) {
+      for (const char *&row : ahead) {
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+        row += bytes;
+      }
+      body(h, j, some, rows + j);
+      for (int64_t i = j; i < j + some; ++i) rows[i] += r.size;
+    }
+  }
+}
+
+// A lone query, `query` [H, D] at the last of `length` positions of its sequence, attends to positions first .. first +
+// kPart. memory [H * kLanes * kLanes + H * kPart + kLanes * H * D].
+void attend_part(const Rotation &r, const Sequence &sequence, const float *query, int64_t length, int64_t first,
+                 float *memory, const Part &part) {
+  const int64_t count = std::min<int64_t>(kPart, length - first);
+  vec(*sums)[kLanes] = reinterpret_cast<vec(*)[kLanes]>(memory);  // [H], of a position each
+  float *scores = memory + r.heads * kLanes * kLanes, *buffer = scores + r.heads * kPart;
+  for (int64_t p = 0; p < count; p += kLanes) {
+    const int64_t found = std::min<int64_t>(kLanes, count - p);
+    if (found < kLanes) std::fill(memory, scores, 0.0f);
+    for_streams(sequence.cache.keys, sequence, r, first + p, found, length, buffer,
+                [&](int64_t h, int64_t j, int64_t some, const float *const *keys) {
+      for (int64_t i = 0; i < some; ++i) sums[h][j + i] = products(query + h * r.size, keys[i], r.size);
+    });
+    for (int64_t h = 0; h < r.heads; ++h) {
+      transpose(sums[h]);
+      vec total{};
+      for (const vec &of_lane : sums[h]) total += of_lane;
+      store(scores + h * kPart + p, total);
+    }
+  }
+  for (int64_t h = 0; h < r.heads; ++h) {
+    part.tops[h] = *std::max_element(scores + h * kPart, scores + h * kPart + count);
+    part.totals[h] = exponents(scores + h * kPart, count, part.tops[h]);
+  }
+  std::fill(part.sums, part.sums + r.heads * r.size, 0.0f);
+  for (int64_t p = 0; p < count; p += kLanes) {
+    for_streams(sequence.cache.values, sequence, r, first + p, std::min<int64_t>(kLanes, count - p), length, buffer,
+                [&](int64_t h, int64_t j, int64_t some, const float *const *values) {
+      weigh_values(scores + h * kPart + p + j, values, some, r.size, part.sums + h * r.size);
+    });
+  }
+}
+
+// out [D] = head h of parts first .. last, joined.
+template <typename Parts>
+void join_parts(const Rotation &r, int64_t h, const Parts &part, int64_t first, int64_t last, float *out) {
+  float top = part(first).tops[h], total = 0;
+  for (int64_t i = first + 1; i < last; ++i) top = std::max(top, part(i).tops[h]);
+  std::fill(out, out + r.size, 0.0f);
+  for (int64_t i = first; i < last; ++i) {
+    const float weight = std::exp(part(i).tops[h] - top), *sums = part(i).sums + h * r.size;
+    total += weight * part(i).totals[h];
+    for (int64_t d = 0; d < r.size; ++d) out[d] += weight * sums[d];
+  }
+  for (int64_t d = 0; d < r.size; ++d) out[d] /= total;
+}
+
+// Runs of one query each.
+void attend_lone(const Rotation &r, const std::vector<Queries> &runs, float *out, Thread &thread) {
+  const int64_t width = r.heads * r.size;
+  std::vector<int64_t> ends;  // of each run's parts, among all
+  for (const Queries &run : runs) ends.push_back((ends.empty() ? 0 : ends.back()) + run.start / kPart + 1);
+  float *shared = thread.shared(ends.back() * Part::floats(r));
+  const auto part = [&](int64_t i) { return Part(shared + i * Part::floats(r), r); };
+  float *memory = Thread::scratch(r.heads * kLanes * kLanes + r.heads * kPart + (kLanes + 1) * width);
+  float *query = memory + r.heads * kLanes * kLanes + r.heads * kPart + kLanes * width;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(r.size));
+  size_t rotated = runs.size();  // whose query this is
+  for (int64_t item; (item = thread.next_of_own(ends.back())) >= 0;) {
+    const size_t i = std::upper_bound(ends.begin(), ends.end(), item) - ends.begin();
+    const Queries &run = runs[i];
+    if (rotated != i) {
+      for (int64_t h = 0; h < r.heads; ++h) query_of(r, run.t, h, query + h * r.size);
+      for (int64_t d = 0; d < width; ++d) query[d] *= scale;
+      rotated = i;
+    }
+    const int64_t first = (item - (i ? ends[i - 1] : 0)) * kPart;
+    attend_part(r, run.sequence, query, run.start + 1, first, memory, part(item));
+  }
+  thread.barrier();
+  for (int64_t item; (item = thread.next_of_own(runs.size() * r.heads)) >= 0;) {
+    const int64_t i = item / r.heads, h = item % r.heads;
+    const int64_t begin = i ? ends[i - 1] : 0;
+    join_parts(r, h, part, begin, ends[i], out + runs[i].t * width + h * r.size);
+  }
+}
+
 // Every query of every run, shared out among the threads of a region.
-void share_out(const Rotation &rotation, const std::vector<Queries> &runs, float *out, Thread &thread) {
-  const int64_t heads = rotation.heads, size = rotation.size;
-  // Heads of a lone query go together, for they read one row; but every thread should have some.
-  const int64_t groups = std::min<int64_t>(heads, std::max<int64_t>(1, 2 * thread.count() / runs.size()));
+void attend_many(const Rotation &rotation, const std::vector<Queries> &runs, float *out, Thread &thread) {
   int64_t item = thread.next_item(), passed = 0;
   for (const Queries &run : runs) {
-    const int64_t tiles = run.count == 1 ? groups : (run.count + kQueries - 1) / kQueries * heads;
-    for (; item < passed + tiles; item = thread.next_item()) {
-      const int64_t i = item - passed;
-      if (run.count == 1) {
-        const int64_t first = heads * i / groups, last = heads * (i + 1) / groups;
-        attend_one(rotation, run.sequence, run.t, run.start + 1, first, last, out + (run.t * heads + first) * size);
-      } else {
-        // Head by head, whose keys and values then stay in the core's cache.
-        const int64_t offset = i % (tiles / heads) * kQueries, h = i / (tiles / heads);
-        const int64_t count = std::min<int64_t>(kQueries, run.count - offset);
-        const auto attend_some = count > kLanes ? attend_lanes<kQueryVecs> : attend_lanes<1>;
-        attend_some(rotation, run.sequence, run.t + offset, count, run.start + offset, h, out);
-      }
+    const int64_t tiles = (run.count + kQueries - 1) / kQueries;
+    for (; item < passed + tiles * rotation.heads; item = thread.next_item()) {
+      // Head by head, whose keys and values then stay in the core's cache.
+      const int64_t i = item - passed, offset = i % tiles * kQueries, h = i / tiles;
+      const int64_t count = std::min<int64_t>(kQueries, run.count - offset);
+      const auto attend_some = count > kLanes ? attend_lanes<kQueryVecs> : attend_lanes<1>;
+      attend_some(rotation, run.sequence, run.t + offset, count, run.start + offset, h, out);
     }
-    passed += tiles;
+    passed += tiles * rotation.heads;
   }
 }
 
@@ -336,7 +403,8 @@ void attend(Thread &thread, const Rotation &rotation, const Cache &cache, const 
     const int32_t *table = cache.block_tables ? cache.block_tables + b * cache.table_width : nullptr;
     runs.push_back({{cache, table, t}, t, queries[b], lengths[b] - queries[b]});
   }
-  share_out(rotation, runs, out, thread);
+  const bool lone = std::all_of(runs.begin(), runs.end(), [](const Queries &run) { return run.count == 1; });
+  lone ? attend_lone(rotation, runs, out, thread) : attend_many(rotation, runs, out, thread);
   thread.barrier();
 }
 

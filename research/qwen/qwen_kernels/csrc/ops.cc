@@ -14,6 +14,11 @@ float *between(int which, size_t floats) {
   return buffers[which].reserve(floats);
 }
 
+// The memory of weights for so many inputs.
+Beginning::Piece bytes_of(const Weights &weights, int64_t inputs) {
+  return {static_cast<const char *>(weights.weight), weights.outputs * inputs * weights.bits / 8};
+}
+
 // Takes an operator's inputs one after the other, from `next` on. `settings` [3] float32: epsilon; of
 // quantised weights group_size (not above 0: all inputs) and whether they have zeros.
 class Inputs {
@@ -75,13 +80,14 @@ struct Layer {
     float *qkv_out = between(0, tokens * 3 * row_size), *attended = between(1, tokens * row_size);
     float *middle = between(2, tokens * hidden), *inner = between(3, tokens * w1.outputs);
     rotation.qkv = qkv_out;
+    const Beginning beginning{{bytes_of(qkv[0], hidden), bytes_of(qkv[1], hidden), bytes_of(qkv[2], hidden)}};
     Pool::get().run([&](Thread &thread) {
       linears(thread, x, tokens, hidden, attention_norm, {qkv[0], qkv[1], qkv[2]}, nullptr, qkv_out);
       attend(thread, rotation, attended);
       linears(thread, attended, tokens, row_size, {}, {wo}, x, middle);
       swiglu(thread, middle, tokens, hidden, ffn_norm, w1, w3, inner);
       linears(thread, inner, tokens, w1.outputs, {}, {w2}, middle, out);
-    });
+    }, beginning);
   }
 
   const float *x;
@@ -107,7 +113,7 @@ QWEN_OP(QwenLinear, {
   if (inputs.is_left()) weights.bias = op.f32(inputs.next());
   Pool::get().run([&](Thread &thread) {
     linears(thread, op.f32(0), op.dim(0, 0), op.dim(0, 1), {}, {weights}, nullptr, op.out());
-  });
+  }, {{bytes_of(weights, op.dim(0, 1))}});
 })
 QWEN_SHAPE(QwenLinear, {shapes[0][0], shapes[2][0]})
 
