@@ -87,7 +87,7 @@ class CpuKernels(PortableKernels):
         library = build_library()
         self.portable = PortableKernels(config)
         has_zeros = self.quantization is not None and not self.quantization.sym
-        self.settings = Tensor([config.rms_norm_eps, group_size, has_zeros], ms.float32)
+        self.settings = Tensor([config.rms_norm_eps, group_size, has_zeros, config.block_size], ms.float32)
         # What a quantised linear has besides its weight: scales, perhaps zeros and an order. Any of them may be quantised.
         more = (0, 2 - self.quantization.sym + self.quantization.desc_act) if self.quantization else (0,)
         self.norm_op = _custom_op(library, "QwenRmsNorm", 3)
@@ -128,15 +128,12 @@ class CpuKernels(PortableKernels):
         return ops.stack((cos, sin, query_cos, query_sin))
 
     def prefill_layout(self, block_tables, lengths, queries, positions, rows):
-        """(block_tables, sequences [3, B]: their lengths, how many of the packed tokens are theirs, block_size)."""
-        return self._layout(block_tables, lengths, lengths if queries is None else queries)
+        """(block_tables, sequences [2, B]: their lengths, how many of the packed tokens are theirs)."""
+        return block_tables, ops.stack((lengths, lengths if queries is None else queries))
 
     def decode_layout(self, block_tables, lengths):
-        """The same; one token is each sequence's."""
-        return self._layout(block_tables, lengths, ops.ones_like(lengths))
-
-    def _layout(self, block_tables, lengths, queries):
-        return block_tables, ops.stack((lengths, queries, ops.ones_like(lengths) * self.block_size))
+        """(block_tables, lengths): one token is each sequence's, and every operation before the layers takes its time."""
+        return block_tables, lengths
 
     def prepare_quantised(self, weight, scales, zeros):
         """

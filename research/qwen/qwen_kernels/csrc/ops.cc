@@ -19,8 +19,8 @@ Beginning::Piece bytes_of(const Weights &weights, int64_t inputs) {
   return {static_cast<const char *>(weights.weight), weights.outputs * inputs * weights.bits / 8};
 }
 
-// Takes an operator's inputs one after the other, from `next` on. `settings` [3] float32: epsilon; of
-// quantised weights group_size (not above 0: all inputs) and whether they have zeros.
+// Takes an operator's inputs one after the other, from `next` on. `settings` [4] float32: epsilon; of quantised weights
+// group_size (not above 0: all inputs) and whether they have zeros; the cache's block_size.
 class Inputs {
  public:
   Inputs(const Op &op, const float *settings, int next) : op_(op), settings_(settings), next_(next) {}
@@ -118,8 +118,8 @@ QWEN_OP(QwenLinear, {
 QWEN_SHAPE(QwenLinear, {shapes[0][0], shapes[2][0]})
 
 // See Layer; then key and value cache [slots, H * D] (written in place), and of a cache in uint8 their scales and zeros
-// [slots, 2 * H]; slot_mapping [T] int32, block_tables [B, blocks] int32, sequences [3, B] int32: lengths, queries (how
-// many of the T tokens are each sequence's), block_size -> [T, hidden]
+// [slots, 2 * H]; slot_mapping [T] int32, block_tables [B, blocks] int32, sequences [2, B] int32: lengths, queries (how
+// many of the T tokens are each sequence's); or [B]: lengths alone, one token each -> [T, hidden]
 QWEN_OP(QwenLayer, {
   Inputs inputs(op, op.f32(1), 2);
   Layer layer(op, inputs);
@@ -130,9 +130,10 @@ QWEN_OP(QwenLayer, {
   }
   const int slots = inputs.next(), tables = inputs.next();
   const int64_t batch = op.dim(tables, 0);
-  const int32_t *lengths = op.i32(inputs.next()), *queries = lengths + batch;
-  const int64_t block_size = lengths[2 * batch];
-  const Cache cache{keys, values, op.i32(tables), op.dim(tables, 1), block_size};
+  const int sequences = inputs.next();
+  const std::vector<int32_t> one_each(batch, 1);
+  const int32_t *lengths = op.i32(sequences), *queries = op.axes(sequences) == 2 ? lengths + batch : one_each.data();
+  const Cache cache{keys, values, op.i32(tables), op.dim(tables, 1), static_cast<int64_t>(op.f32(1)[3])};
   layer.run([&](Thread &thread, const Rotation &rotation, float *out) {
     attend(thread, rotation, cache, op.i32(slots), lengths, queries, batch, layer.tokens, out);
   }, op.out());
