@@ -18,7 +18,7 @@ from qwen_kernels.portable import PortableKernels
 from qwen_quantization import dequantise
 
 TOLERANCE = 2e-5
-RAGGED = [[1], [5], [17], [3, 16, 1], [33, 4, 18, 2, 31]]
+RAGGED = [[1], [5], [17], [3, 16, 1], [33, 4, 18, 2, 31], [100, 32]]
 RESUMED = [([9], [1]), ([17], [16]), ([16, 5], [12, 5]), ([33, 18, 7, 40], [1, 18, 3, 39])]  # lengths, tokens to come
 HEADS = [(1, 16), (3, 64), (5, 128), (4, 18)]
 
