@@ -239,7 +239,7 @@ void for_streams(const Half &half, const Sequence &sequence, const Rotation &r, 
     }
     for (int64_t h = 0; h < r.heads; ++h) {
       for (const char *&row : ahead) {
-        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+        for (int64_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(row + i, 0, 2);
         row += bytes;
       }
       body(h, j, some, rows + j);

@@ -22,6 +22,8 @@
 
 namespace qwen {
 
+constexpr int kLineBytes = 64;  // of a cache line
+
 // Waits until done() is true: spinning, for that is soonest, but giving the core away where another program wants it.
 template <typename Done>
 void wait_until(const Done &done) {
@@ -37,9 +39,10 @@ void wait_until(const Done &done) {
 class Buffer {
  public:
   float *reserve(size_t floats) {
-    if (memory_.size() < floats + 16) memory_ = std::vector<float>(floats + 16);
+    constexpr size_t kLineFloats = kLineBytes / sizeof(float);
+    if (memory_.size() < floats + kLineFloats) memory_ = std::vector<float>(floats + kLineFloats);
     const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-    return reinterpret_cast<float *>((address + 63) & ~uintptr_t{63});
+    return reinterpret_cast<float *>((address + kLineBytes - 1) / kLineBytes * kLineBytes);
   }
 
  private:
@@ -129,7 +132,7 @@ class Pool {
  private:
   friend class Thread;
 
-  struct alignas(64) Stretch {
+  struct alignas(kLineBytes) Stretch {
     std::atomic<int64_t> next{0};
   };
 
@@ -170,8 +173,8 @@ class Pool {
     for (const auto &piece : ahead.pieces) total += piece.bytes;
     int64_t skipped = total * index / size_, left = std::min(kFetched, total * (index + 1) / size_ - skipped);
     for (const auto &piece : ahead.pieces) {
-      for (int64_t i = skipped; i < piece.bytes && left > 0; i += kLine, left -= kLine) {
-        if (i / kLine % 16 == 0 && stopped()) return;
+      for (int64_t i = skipped; i < piece.bytes && left > 0; i += kLineBytes, left -= kLineBytes) {
+        if (i / kLineBytes % 16 == 0 && stopped()) return;
         __builtin_prefetch(piece.data + i, 0, 2);
       }
       skipped = std::max<int64_t>(0, skipped - piece.bytes);
@@ -185,7 +188,7 @@ class Pool {
   }
 
   static constexpr int kLooks = 10000;  // about a quarter of a millisecond: longer than the gap between two operators
-  static constexpr int64_t kLine = 64, kFetched = 1 << 19;  // bytes of a cache line, and that a core's cache has room for
+  static constexpr int64_t kFetched = 1 << 19;  // bytes that a core's cache has room for
   const int size_;
   std::vector<Stretch> stretches_;
   Beginning ahead_;
