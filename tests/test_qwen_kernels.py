@@ -113,12 +113,6 @@ def test_swiglu_gates_by_its_second_input(random):
     np.testing.assert_allclose(run(make_kernels("portable").swiglu, up, gate), expected, atol=TOLERANCE)
 
 
-def for_layer(kernels, inputs):
-    """x and the weights of `layer_inputs` as the kernels' layer takes them."""
-    x, attention, feed_forward = inputs
-    return x, kernels.layer_weights(attention, feed_forward)
-
-
 @pytest.mark.parametrize("heads, size", HEADS)
 @pytest.mark.parametrize("batch, length", [(1, 1), (2, 7), (3, 40)])
 def test_causal_attention(random, heads, size, batch, length):
@@ -154,13 +148,15 @@ class PagedCase:
         """Which of all tokens are the last ones of each sequence."""
         return self.positions >= (self.lengths - queries)[self.rows]
 
-    def prefill_layout(self, chosen):
-        """The layout of a prefill of the chosen tokens, before which others of their sequences may be cached."""
+    def chosen(self, chosen):
+        """
+        Tables, lengths, queries, positions and rows of a prefill of the chosen tokens, before which others of their
+        sequences may be cached.
+        """
         sequences, rows, queries = np.unique(self.rows[chosen], return_inverse=True, return_counts=True)
         positions = self.positions[chosen]
         lengths = positions[np.cumsum(queries) - 1] + 1
-        return self.kernels.prefill_layout(*(Tensor(x.astype(np.int32)) for x in (
-            self.tables[sequences], lengths, queries, positions, rows)))
+        return [Tensor(x.astype(np.int32)) for x in (self.tables[sequences], lengths, queries, positions, rows)]
 
     def write(self, chosen=slice(None)):
         return self.kernels.cache_write(Tensor(np.concatenate(self.keys)[chosen]),
@@ -189,7 +185,7 @@ def test_prefill_attention_of_sequences_whose_beginning_is_cached(random, length
     case = PagedCase("portable", lengths, 3, 18, block_size, random)
     chosen = case.last(queries)
     query = random(sum(queries), 3, 18)
-    layout = case.prefill_layout(chosen)
+    layout = case.kernels.prefill_layout(*case.chosen(chosen))
     actual = case.kernels.prefill_attention(Tensor(query), Tensor(np.concatenate(case.keys)[chosen]),
                                             Tensor(np.concatenate(case.values)[chosen]), case.write(), layout).asnumpy()
     of_each = np.split(query, np.cumsum(queries)[:-1])
@@ -304,6 +300,47 @@ def layer_inputs(random, tokens, heads, size, hidden=40, width=50):
     return (Tensor(random(tokens, hidden)), tuple(attention), tuple(feed_forward)), rotation
 
 
+class Layers:
+    """Layers as a kernel set runs them: all at once, or one after the other."""
+
+    def __init__(self, kernels, weights, caches=()):
+        self.kernels = kernels
+        self.layers = [(attention, feed_forward, caches) for attention, feed_forward in weights]
+        self.table = kernels.layer_table(self.layers) if kernels.runs_layers_at_once else None
+
+    def whole(self, x, rotation, ids):
+        if self.table:
+            return self._done(self.kernels.layers_whole(x, self.table.place(refresh=True), rotation, ids))
+        for attention, feed_forward, _ in self.layers:
+            x = self.kernels.layer_whole(x, attention, feed_forward, rotation, ids)
+        return x
+
+    def prefill(self, x, rotation, slots, tables, lengths, queries, positions, rows):
+        if self.table:
+            return self._at_once(x, rotation, slots, tables, lengths, queries)
+        layout = self.kernels.prefill_layout(tables, lengths, queries, positions, rows)
+        return self._one_by_one(x, rotation, slots, layout, True)
+
+    def decode(self, x, rotation, slots, tables, lengths):
+        if self.table:
+            return self._at_once(x, rotation, slots, tables, lengths, None)
+        return self._one_by_one(x, rotation, slots, self.kernels.decode_layout(tables, lengths), False)
+
+    def _at_once(self, x, rotation, *inputs):
+        return self._done(self.kernels.layers(x, self.table.place(refresh=True), rotation, *inputs))
+
+    def _one_by_one(self, x, rotation, slots, layout, prefill):
+        for attention, feed_forward, caches in self.layers:
+            x = self.kernels.layer(x, attention, feed_forward, rotation, caches, slots, layout, prefill)
+        return x
+
+    @staticmethod
+    def _done(out):
+        """Operations called outside a graph may run later, when the table is gone."""
+        out.asnumpy()
+        return out
+
+
 @pytest.mark.parametrize("heads, size", HEADS)
 @pytest.mark.parametrize("batch, length", [(1, 1), (2, 7), (3, 40), (1, 100)])
 def test_own_layer_on_whole_sequences(other_set, random, heads, size, batch, length):
@@ -323,14 +360,8 @@ def test_own_layer_with_an_8_bit_cache(other_set, random, lengths, heads, size):
         caches = tuple(Parameter(Tensor(np.zeros((40 * 16, width), dtype)), name=name) for name, width, dtype in (
             ("k", heads * size, np.uint8), ("v", heads * size, np.uint8), ("ks", 2 * heads, np.float32),
             ("vs", 2 * heads, np.float32)))
-        tables, counts = Tensor(case.tables), Tensor(case.lengths)
-        layout = kernels.prefill_layout(tables, counts, None, Tensor(case.positions), Tensor(case.rows))
-        prefill = kernels.layer(*for_layer(kernels, prompts), kernels.rotation_layout(*of_prompts), caches,
-                                Tensor(case.slots), layout, True)
-        last = Tensor(case.slots[np.cumsum(lengths) - 1])
-        decode = kernels.layer(*for_layer(kernels, steps), kernels.rotation_layout(*of_steps), caches, last,
-                               kernels.decode_layout(tables, counts), False)
-        outputs.append([x.asnumpy() for x in (prefill, decode, *caches)])
+        outputs.append([x.asnumpy() for x in (*prefill_and_decode(kernels, case, caches, prompts, of_prompts, steps,
+                                                                  of_steps), *caches)])
     # The last bit of float32 decides about a number on the edge of a level: a few are off by one.
     for expected, actual in zip(*outputs):
         if expected.dtype == np.uint8:
@@ -357,9 +388,8 @@ def test_own_layer_of_other_widths(other_set, random, tokens, hidden, width):
 
 
 def compare_whole(portable, other, inputs, shape):
-    (x, rotation), ids = inputs, Tensor(np.zeros(shape, np.int32))
-    assert_same(*(kernels.layer_whole(*for_layer(kernels, x), kernels.rotation_layout(*rotation), ids)
-                  for kernels in (other, portable)))
+    ((x, *weights), rotation), ids = inputs, Tensor(np.zeros(shape, np.int32))
+    assert_same(*(Layers(kernels, [weights]).whole(x, rotation, ids) for kernels in (other, portable)))
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
@@ -372,18 +402,32 @@ def test_own_layer_in_prefill_and_decoding(other_set, random, lengths, heads, si
     steps, of_steps = layer_inputs(random, len(lengths), heads, size)
     outputs = {}
     for name, case in cases.items():
-        kernels = case.kernels
         caches = tuple(Parameter(Tensor(np.zeros(cache.shape, np.float32)), name=cache.name) for cache in case.caches)
-        tables, counts = Tensor(case.tables), Tensor(case.lengths)
-        layout = kernels.prefill_layout(tables, counts, None, Tensor(case.positions), Tensor(case.rows))
-        prefill = kernels.layer(*for_layer(kernels, prompts), kernels.rotation_layout(*of_prompts), caches,
-                                Tensor(case.slots), layout, True)
-        last = Tensor(case.slots[np.cumsum(lengths) - 1])  # the last token of each sequence is computed again
-        decode = kernels.layer(*for_layer(kernels, steps), kernels.rotation_layout(*of_steps), caches, last,
-                               kernels.decode_layout(tables, counts), False)
-        outputs[name] = prefill, decode, caches[0].reshape(-1), caches[1].reshape(-1)
+        both = prefill_and_decode(case.kernels, case, caches, prompts, of_prompts, steps, of_steps)
+        outputs[name] = *both, caches[0].reshape(-1), caches[1].reshape(-1)
     for actual, expected in zip(outputs[other_set], outputs["portable"]):
         assert_same(actual, expected)
+
+
+def prefill_and_decode(kernels, case, caches, prompts, of_prompts, steps, of_steps):
+    """Outputs of a layer for all tokens of the case and then, with other weights, for the last of each sequence again."""
+    tables, counts = Tensor(case.tables), Tensor(case.lengths)
+    (x, *weights), (step, *step_weights) = prompts, steps
+    prefill = Layers(kernels, [weights], caches).prefill(x, of_prompts, Tensor(case.slots), tables, counts, counts,
+                                                         Tensor(case.positions), Tensor(case.rows))
+    last = Tensor(case.slots[np.cumsum(case.lengths) - 1])
+    return prefill, Layers(kernels, [step_weights], caches).decode(step, of_steps, last, tables, counts)
+
+
+def test_own_layers_run_in_order(other_set, random):
+    (x, *first), rotation = layer_inputs(random, 14, 3, 16)
+    (_, *second), _ = layer_inputs(random, 14, 3, 16)
+    ids = Tensor(np.zeros((2, 7), np.int32))
+    outputs = [[Layers(make_kernels(name, 3, 16), weights).whole(x, rotation, ids)
+                for weights in ([first, second], [second, first])] for name in ("portable", other_set)]
+    for expected, actual in zip(*outputs):
+        assert_same(actual, expected)
+    assert np.abs(outputs[0][0].asnumpy() - outputs[0][1].asnumpy()).max() > 0.1
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
@@ -416,13 +460,12 @@ def test_a_sequence_may_share_blocks_that_another_one_fills_in_the_same_prefill(
 
 def prefilled(case, inputs, rotation, parts):
     """Run a layer on parts of the tokens, one after the other: the last one's output, and the caches."""
-    kernels = case.kernels
-    x, weights = for_layer(kernels, inputs)
+    x, *weights = inputs
     caches = tuple(Parameter(Tensor(np.zeros(cache.shape, np.float32)), name=cache.name) for cache in case.caches)
+    layers = Layers(case.kernels, [weights], caches)
     for chosen in parts:
-        out = kernels.layer(Tensor(x.asnumpy()[chosen]), weights,
-                            kernels.rotation_layout(*(Tensor(y.asnumpy()[chosen]) for y in rotation)), caches,
-                            Tensor(case.slots[chosen]), case.prefill_layout(chosen), True)
+        out = layers.prefill(Tensor(x.asnumpy()[chosen]), [Tensor(y.asnumpy()[chosen]) for y in rotation],
+                             Tensor(case.slots[chosen]), *case.chosen(chosen))
     return out.asnumpy(), caches
 
 
@@ -476,8 +519,7 @@ def test_own_layer_of_quantised_linears(other_set, random, desc_act, tokens, qua
             for own, weights in zip(layers, both):
                 own[half].append(weights)
     ids = Tensor(np.zeros((1, tokens), np.int32))
-    expected, actual = (own.layer_whole(x, own.layer_weights(*map(tuple, layer)), own.rotation_layout(*rotation), ids)
-                        for own, layer in zip(kernels, layers))
+    expected, actual = (Layers(own, [layer]).whole(x, rotation, ids) for own, layer in zip(kernels, layers))
     assert_same(actual, expected)
 
 

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY
 from convert_weight import convert_weight
 from mindformers import GenerationConfig, LlamaConfig
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, nn, ops
 from qwen_config import QwenConfig
 from qwen_model import QwenForCausalLM
 from safetensors.torch import save_file
@@ -206,6 +206,57 @@ def test_loss_and_gradients_of_a_training_step(build_tiny):
         mine = [norms[f"transformer.layers.{layer}.attention.w{name}.weight"] for name in "qkv"]
         theirs = expected["grad_norms"][f"transformer.h.{layer}.attn.c_attn.weight"]
         assert abs(float(np.linalg.norm(mine)) - theirs) < 1e-4
+
+
+def test_weights_may_change_between_prompts(build_tiny):
+    """By training, by loading others, and by writing into them."""
+    model = build_tiny(use_past=True)
+    prompt = golden("greedy.json")["prompts"][0]
+    generate_with_logits(model, prompt, 2)
+
+    step = nn.TrainOneStepCell(model, nn.SGD(model.trainable_params(), 0.5))
+    step.set_train()
+    step(Tensor(golden("train_step.json")["input_ids"], ms.int32))
+    assert_same_as_anew(model, build_tiny, prompt)
+
+    other = {name: Parameter(Tensor(0.5 * weight), name=name) for name, weight in weights_of(model).items()}
+    ms.load_param_into_net(model, other)
+    del other
+    assert_same_as_anew(model, build_tiny, prompt)
+
+    norm = model.transformer.layers[0].attention_norm.weight
+    norm.set_data(Tensor(np.zeros(norm.shape, np.float32)))
+    assert_same_as_anew(model, build_tiny, prompt)
+
+
+def weights_of(model):
+    return {parameter.name: parameter.asnumpy().copy() for parameter in model.get_parameters()
+            if not parameter.name.endswith("_cache")}
+
+
+def assert_same_as_anew(model, build_tiny, prompt):
+    """The model computes what one does that is built now and given its weights."""
+    anew = build_tiny(use_past=True)
+    for parameter in anew.get_parameters():
+        if parameter.name in weights_of(model):
+            parameter.set_data(Tensor(weights_of(model)[parameter.name]))
+    (ids, logits), (expected_ids, expected) = (generate_with_logits(each, prompt, 3) for each in (model, anew))
+    assert ids == expected_ids
+    np.testing.assert_array_equal(logits, expected)
+
+
+def test_as_a_part_of_another_cell_it_computes_the_same(model):
+    class Outer(nn.Cell):
+        def __init__(self):
+            super().__init__(auto_prefix=False)
+            self.inner = model
+
+        def construct(self, ids):
+            return self.inner(ids) * 2
+
+    ids = Tensor(golden("forward.npz")["input_ids"])
+    outer = Outer().set_train(False)
+    np.testing.assert_allclose(outer(ids).asnumpy(), 2 * model(ids).asnumpy(), atol=TOLERANCE)
 
 
 def test_without_labels_the_text_itself_is_learnt_but_not_its_padding(build_tiny):

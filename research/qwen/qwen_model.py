@@ -59,7 +59,7 @@ class Attention(nn.Cell):
             self.value_scale_cache = _zero_cache("value_scale_cache", shape, ms.float32)
 
     def weights(self):
-        """What the kernels' `layer_weights` takes, besides the norm."""
+        """What the kernels' layers take, besides the norm."""
         return self.wq.weights(), self.wk.weights(), self.wv.weights(), self.wo.weights()
 
     def caches(self):
@@ -79,7 +79,7 @@ class FeedForward(nn.Cell):
         self.w3 = build_linear(config, kernels, f"{name}.w3", config.hidden_size, config.ffn_hidden_size)
 
     def weights(self):
-        """What the kernels' `layer_weights` takes, besides the norm."""
+        """What the kernels' layers take, besides the norm."""
         return self.w1.weights(), self.w2.weights(), self.w3.weights()
 
 
@@ -94,15 +94,16 @@ class DecoderLayer(nn.Cell):
         self.feed_forward = FeedForward(config, kernels, f"{name}.feed_forward")
         self.kernels = kernels
         # Collected here and not in the graph, where each call costs time to compile, for each layer anew.
-        self.weights = kernels.layer_weights((self.attention_norm.weights(), *self.attention.weights()),
-                                             (self.ffn_norm.weights(), *self.feed_forward.weights()))
+        self.attention_weights = self.attention_norm.weights(), *self.attention.weights()
+        self.feed_forward_weights = self.ffn_norm.weights(), *self.feed_forward.weights()
         self.caches = self.attention.caches() if config.use_past else ()
         self.is_first_iteration = True
 
     def construct(self, x, rotation, input_ids, slot_mapping, layout):
         if slot_mapping is None:
-            return self.kernels.layer_whole(x, self.weights, rotation, input_ids)
-        return self.kernels.layer(x, self.weights, rotation, self.caches, slot_mapping, layout, self.is_first_iteration)
+            return self.kernels.layer_whole(x, self.attention_weights, self.feed_forward_weights, rotation, input_ids)
+        return self.kernels.layer(x, self.attention_weights, self.feed_forward_weights, rotation, self.caches, slot_mapping,
+                                  layout, self.is_first_iteration)
 
 
 class QwenModel(nn.Cell):
@@ -118,6 +119,10 @@ class QwenModel(nn.Cell):
         self.kernels = kernels
         self.tables = RotaryTables(config)
         self.is_first_iteration = True
+        self.layer_table = None
+        if kernels.runs_layers_at_once:
+            self.layer_table = kernels.layer_table([(layer.attention_weights, layer.feed_forward_weights, layer.caches)
+                                                    for layer in self.layers])
         self.ntk_cache = None
         if config.use_past and self.tables.thresholds is not None:
             # The NTK factor of a sequence is fixed by its prompt and belongs to its keys: it is kept with them,
@@ -125,24 +130,39 @@ class QwenModel(nn.Cell):
             self.ntk_cache = _zero_cache("ntk_cache", (config.cache_blocks,), ms.int32)
             self.scatter = ops.ScatterUpdate()
 
-    def construct(self, input_ids, prompt_lengths, batch_valid_length, block_tables, slot_mapping, q_seq_lens):
+    def construct(self, input_ids, prompt_lengths, batch_valid_length, block_tables, slot_mapping, q_seq_lens,
+                  layer_table=None):
         ids = ops.reshape(input_ids, (-1,))
-        layout = ()
         if slot_mapping is None:
             positions = ops.reshape(ops.cumsum(ops.ones_like(input_ids), 1) - 1, (-1,))
             rows = ops.reshape(ops.cumsum(ops.ones_like(input_ids), 0) - 1, (-1,))
         elif self.is_first_iteration:
             positions, rows = _packed_positions(ids, batch_valid_length, q_seq_lens)
-            layout = self.kernels.prefill_layout(block_tables, batch_valid_length, q_seq_lens, positions, rows)
         else:
             positions, rows = batch_valid_length - 1, None
-            layout = self.kernels.decode_layout(block_tables, batch_valid_length)
         factors = self._ntk_factors(prompt_lengths, block_tables)
         rotation = self._rotation(positions, rows, factors)
         x = self.dropout(self.wte(ids))
-        for layer in self.layers:
-            x = layer(x, rotation, input_ids, slot_mapping, layout)
+        if layer_table is None:
+            layout = self._layout(batch_valid_length, block_tables, slot_mapping, q_seq_lens, positions, rows)
+            for layer in self.layers:
+                x = layer(x, rotation, input_ids, slot_mapping, layout)
+        elif slot_mapping is None:
+            x = self.kernels.layers_whole(x, layer_table, rotation, input_ids)
+        elif self.is_first_iteration:
+            queries = batch_valid_length if q_seq_lens is None else q_seq_lens
+            x = self.kernels.layers(x, layer_table, rotation, slot_mapping, block_tables, batch_valid_length, queries)
+        else:
+            x = self.kernels.layers(x, layer_table, rotation, slot_mapping, block_tables, batch_valid_length, None)
         return self.kernels.rms_norm(x, *self.ln_f.weights())
+
+    def _layout(self, lengths, block_tables, slot_mapping, queries, positions, rows):
+        """What the kernels' layers share."""
+        if slot_mapping is None:
+            return ()
+        if self.is_first_iteration:
+            return self.kernels.prefill_layout(block_tables, lengths, queries, positions, rows)
+        return self.kernels.decode_layout(block_tables, lengths)
 
     def _ntk_factors(self, prompt_lengths, block_tables):
         """The index [B] of each sequence's NTK factor; None where there is but one."""
@@ -157,15 +177,18 @@ class QwenModel(nn.Cell):
         return factors
 
     def _rotation(self, positions, rows, factors):
-        """What the kernels' layers rotate keys by, and queries, which LogN scales."""
+        """
+        What the kernels' layers rotate keys by, and queries: cos, sin, query cos, query sin [T, D / 2]. LogN scales the
+        query; rotation is linear, so that the scale is folded into the query's.
+        """
         index = positions
         if factors is not None:
             index = positions + self.tables.length * (factors if rows is None else ops.gather(factors, rows, 0))
         cos, sin = ops.gather(self.tables.cos, index, 0), ops.gather(self.tables.sin, index, 0)
         if self.tables.logn is None or self.training:
-            return self.kernels.rotation_layout(cos, sin, cos, sin)
+            return cos, sin, cos, sin
         logn = ops.expand_dims(ops.gather(self.tables.logn, positions, 0), -1)
-        return self.kernels.rotation_layout(cos, sin, cos * logn, sin * logn)
+        return cos, sin, cos * logn, sin * logn
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
@@ -244,6 +267,9 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         inputs = (input_ids, labels, batch_valid_length, block_tables, slot_mapping, prompt_lengths, q_seq_lens)
         if self.training:
             return super().__call__(*inputs)
+        if self.transformer.layer_table is not None:
+            # The weights of a sequence do not change while it goes on: its cache is theirs.
+            inputs += self.transformer.layer_table.place(refresh=self.is_first_iteration),
         is_static = slot_mapping is not None and not (self.is_first_iteration or self.kernels.reads_whole_tables)
         sizes = tuple(None if x is None else x.shape if is_static else (None,) * x.ndim for x in inputs)
         key = self.phase, *sizes
@@ -260,8 +286,8 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         return out
 
     def construct(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
-                  prompt_lengths=None, q_seq_lens=None):
-        """See the class."""
+                  prompt_lengths=None, q_seq_lens=None, layer_table=None):
+        """See the class. With the `place` of a LayerTable all layers are one operation: for kernels that have it."""
         batch, length = ops.shape(input_ids)
         lengths = batch_valid_length
         if prompt_lengths is None:
@@ -269,7 +295,8 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         if self.training:
             hidden = self.transformer(input_ids[:, :-1], prompt_lengths, None, None, None, None)
             return self._loss(self._logits(hidden), input_ids, labels)
-        hidden = self.transformer(input_ids, prompt_lengths, lengths, block_tables, slot_mapping, q_seq_lens)
+        hidden = self.transformer(input_ids, prompt_lengths, lengths, block_tables, slot_mapping, q_seq_lens,
+                                  layer_table)
         if lengths is None:
             return ops.reshape(self._logits(hidden), (batch, length, -1))
         if slot_mapping is None:

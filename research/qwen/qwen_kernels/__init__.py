@@ -26,19 +26,27 @@ Elementary operations:
                                             in its own sequence
     decode_attention(query, caches, layout) query [B, H, D], the last token of each sequence -> [B, H * D]
 
-A layer, which `portable` defines by the elementary operations, and which is fused where a set can:
+A layer, which `portable` defines by the elementary operations, and which is fused where a set can. attention is (norm,
+wq, wk, wv, wo) and feed_forward (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq ... are weights; rotation is
+(cos, sin, query cos, query sin), [T, D / 2] float32 each: LogN scales the query, by a factor in the last two.
 
-    layer(x, weights, rotation, caches, slot_mapping, layout, prefill)
+    layer(x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill)
                                             y = x + wo(attention of the normalised x), then y + w2(w1(z) * silu(w3(z))),
-                                            z the normalised y; [T, hidden]. weights are what `layer_weights` gives
-    layer_whole(x, weights, rotation, input_ids)
+                                            z the normalised y; [T, hidden]
+    layer_whole(x, attention, feed_forward, rotation, input_ids)
                                             the same on whole sequences, the tokens of input_ids [B, S], no cache
+
+All layers at once, in sets where runs_layers_at_once, outside training:
+
+    layer_table(layers)                     where the weights and caches are, of (attention, feed_forward, caches) of each
+                                            layer: made when the model is built, see `LayerTable`
+    layers(x, place, rotation, slot_mapping, block_tables, lengths, queries)
+                                            the layers in order; place is that of the table. In decoding queries is None
+    layers_whole(x, place, rotation, input_ids)
+                                            the same on whole sequences
 
 And what belongs to them:
 
-    layer_weights(attention, feed_forward)  the weights of a layer as `layer` takes them: called once, when the model is
-                                            built, outside the graph. attention is (norm, wq, wk, wv, wo), feed_forward
-                                            (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq ... are weights
     dtype                                   the type of weights, activations and caches
     jit_config                              what outside training the graph must be compiled with (JitConfig), or None
     reads_whole_tables                      whether decoding takes longer the wider block_tables is
@@ -50,10 +58,6 @@ And what belongs to them:
                                             numpy arrays as `qwen_quantization` has them -> those that it holds
     cache_shape(config)                     shape of the key cache, and of the value cache, of one layer
     cache_scales_shape(config)              of their scales, where they are of 8 bits
-    rotation_layout(cos, sin, query_cos, query_sin)
-                                            `rotation` of the layers of one call, computed once, from [T, D / 2] float32
-                                            each. LogN scales the query; rotation is linear, so the scale comes folded
-                                            into the query's cos and sin
     prefill_layout(block_tables, lengths, queries, positions, rows)
                                             what one prefill's layers share, computed once; positions and rows [T]
                                             int32: where in which sequence each token stands; queries [B] int32: how

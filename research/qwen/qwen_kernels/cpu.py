@@ -11,6 +11,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType
 
+from qwen_kernels.layer_table import LayerTable
 from qwen_kernels.portable import PortableKernels
 from qwen_quantization import unpack
 
@@ -78,6 +79,7 @@ class CpuKernels(PortableKernels):
     """
 
     reads_whole_tables = False
+    runs_layers_at_once = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -91,10 +93,9 @@ class CpuKernels(PortableKernels):
         # What a quantised linear has besides its weight: scales, perhaps zeros and an order. Any of them may be quantised.
         more = (0, 2 - self.quantization.sym + self.quantization.desc_act) if self.quantization else (0,)
         self.norm_op = _custom_op(library, "QwenRmsNorm", 3)
-        self.linear_op = _custom_ops(library, "QwenLinear", [3 + bias + parts for bias in (0, 1) for parts in more])
-        in_layer = [linears * parts for linears in range(8) for parts in more]
-        self.layer_op = _custom_ops(library, "QwenLayer", [20 + 2 * self.has_8_bit_cache + parts for parts in in_layer])
-        self.layer_whole_op = _custom_ops(library, "QwenLayerWhole", [16 + parts for parts in in_layer])
+        self.linear_op = _custom_ops(library, "QwenLinear", {3 + bias + parts for bias in (0, 1) for parts in more})
+        self.layers_op = _custom_ops(library, "QwenLayers", (10, 11))
+        self.layers_whole_op = _custom_op(library, "QwenLayersWhole", 8)
 
     def rms_norm(self, x, weight, epsilon):
         """See PortableKernels."""
@@ -109,31 +110,19 @@ class CpuKernels(PortableKernels):
         inputs = (x, self.settings) + self._present(weights)
         return self.linear_op[len(inputs)](*inputs)
 
-    def layer(self, x, weights, rotation, caches, slot_mapping, layout, prefill):
-        """See PortableKernels; one kernel serves prefill and decoding."""
-        inputs = (x, self.settings) + weights[-1] + (rotation, *caches, slot_mapping, *layout)
-        return self.layer_op[len(inputs)](*inputs)
+    def layers(self, x, place, rotation, slot_mapping, block_tables, lengths, queries):
+        """See the package."""
+        sequences = (block_tables, lengths) if queries is None else (block_tables, lengths, queries)
+        inputs = (x, self.settings, place, *rotation, slot_mapping, *sequences)
+        return self.layers_op[len(inputs)](*inputs)
 
-    def layer_whole(self, x, weights, rotation, input_ids):
-        """See PortableKernels."""
-        if self.training:
-            return self.portable.layer_whole(x, weights[:-1], rotation, input_ids)
-        inputs = (x, self.settings) + weights[-1] + (rotation, input_ids)
-        return self.layer_whole_op[len(inputs)](*inputs)
+    def layers_whole(self, x, place, rotation, input_ids):
+        """See the package."""
+        return self.layers_whole_op(x, self.settings, place, *rotation, input_ids)
 
-    def rotation_layout(self, cos, sin, query_cos, query_sin):
-        """One tensor [4, T, D / 2]: an operator's inputs cost time, each its microsecond."""
-        if self.training:
-            return self.portable.rotation_layout(cos, sin, query_cos, query_sin)
-        return ops.stack((cos, sin, query_cos, query_sin))
-
-    def prefill_layout(self, block_tables, lengths, queries, positions, rows):
-        """(block_tables, sequences [2, B]: their lengths, how many of the packed tokens are theirs)."""
-        return block_tables, ops.stack((lengths, lengths if queries is None else queries))
-
-    def decode_layout(self, block_tables, lengths):
-        """(block_tables, lengths): one token is each sequence's, and every operation before the layers takes its time."""
-        return block_tables, lengths
+    def layer_table(self, layers):
+        """See LayerTable."""
+        return LayerTable(layers, self.quantization)
 
     def prepare_quantised(self, weight, scales, zeros):
         """
@@ -154,15 +143,6 @@ class CpuKernels(PortableKernels):
             levels = unpack(weight[:, first:last].reshape(len(weight), -1, 16), 4)
             prepared[:, first:last] = (levels[..., :16] | levels[..., 16:] << 4).reshape(len(weight), -1)
         return prepared, scales, zeros
-
-    def layer_weights(self, attention, feed_forward):
-        """For the portable operations, and at last in the order of csrc/ops.cc: one behind the other."""
-        parts = ()
-        for norm, *linears in (attention, feed_forward):
-            parts += norm[:1]
-            for weights in linears:
-                parts += self._present(weights)
-        return attention, feed_forward, parts
 
     def _present(self, weights):
         """Without what is None, and without zeros that are all the same."""
@@ -185,4 +165,4 @@ def _custom_op(library, name, inputs):
 
 def _custom_ops(library, name, counts):
     """{inputs: operator}"""
-    return {count: _custom_op(library, name, count) for count in sorted(set(counts))}
+    return {count: _custom_op(library, name, count) for count in counts}

@@ -18,6 +18,7 @@ class PortableKernels(nn.Cell):
 
     reads_whole_tables = True
     faster_whole_prefill = False
+    runs_layers_at_once = False
     jit_config = None
 
     def __init__(self, config):
@@ -173,22 +174,16 @@ class PortableKernels(nn.Cell):
 
     # A layer
 
-    def layer(self, x, weights, rotation, caches, slot_mapping, layout, prefill):
+    def layer(self, x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill):
         """Its halves, with the cache."""
-        attention, feed_forward = weights
         x = self.attention(x, *attention, rotation, caches, slot_mapping, layout, prefill)
         return self.feed_forward(x, *feed_forward)
 
-    def layer_whole(self, x, weights, rotation, input_ids):
+    def layer_whole(self, x, attention, feed_forward, rotation, input_ids):
         """Its halves, without a cache."""
-        attention, feed_forward = weights
         return self.feed_forward(self.attention_whole(x, *attention, rotation, input_ids), *feed_forward)
 
     # What belongs to them
-
-    def layer_weights(self, attention, feed_forward):
-        """As they are."""
-        return attention, feed_forward
 
     def quantised_parameters(self, outputs, inputs):
         """As in a checkpoint, the scales in float32, which holds them whatever their type was."""
@@ -209,10 +204,6 @@ class PortableKernels(nn.Cell):
     def cache_scales_shape(config):
         """A slot's scales of each head, then its zeros of each."""
         return config.cache_blocks * config.block_size, 2 * config.num_heads
-
-    def rotation_layout(self, cos, sin, query_cos, query_sin):
-        """As they are."""
-        return cos, sin, query_cos, query_sin
 
     def prefill_layout(self, block_tables, lengths, queries, positions, rows):
         """

@@ -17,7 +17,7 @@ struct Weights {
   const void *weight;
   const float *bias;
   int64_t outputs;
-  int bits = 32;
+  int64_t bits = 32;
   const float *scales = nullptr;
   const uint8_t *zeros = nullptr;
   const int32_t *order = nullptr;

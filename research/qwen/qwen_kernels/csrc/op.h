@@ -18,7 +18,7 @@ class Op {
   int inputs() const { return count_ - 1; }
   const float *f32(int i) const { return static_cast<const float *>(params_[i]); }
   const int32_t *i32(int i) const { return static_cast<const int32_t *>(params_[i]); }
-  float *mutable_f32(int i) const { return static_cast<float *>(params_[i]); }
+  const int64_t *i64(int i) const { return static_cast<const int64_t *>(params_[i]); }
   float *out() const { return static_cast<float *>(params_[count_ - 1]); }
   const uint8_t *u8(int i) const { return static_cast<const uint8_t *>(params_[i]); }
   bool has_type(int i, const char *type) const { return std::strcmp(types_[i], type) == 0; }

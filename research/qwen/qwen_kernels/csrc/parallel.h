@@ -17,7 +17,6 @@
 #include <functional>
 #include <mutex>
 #include <thread>
-#include <unordered_map>
 #include <vector>
 
 namespace qwen {
@@ -47,15 +46,6 @@ class Buffer {
 
  private:
   std::vector<float> memory_;
-};
-
-// The memory that a region reads first, in pieces that follow one another; {}: nothing worth telling.
-struct Beginning {
-  struct Piece {
-    const char *data;
-    int64_t bytes;
-  };
-  Piece pieces[3] = {};
 };
 
 class Pool;
@@ -106,17 +96,9 @@ class Pool {
   }
 
   // Runs a region: work on every thread, of which the first is the caller's. Returns when all are done. One at a time.
-  // After that the other threads fetch what the region reads first that came next the last time: MindSpore takes some
-  // ten microseconds from one operator to the next, in which memory would have nothing to do.
-  void run(const std::function<void(Thread &)> &work, const Beginning &beginning = {}) {
+  void run(const std::function<void(Thread &)> &work) {
     std::lock_guard<std::mutex> one_region(region_);
     work_ = &work;
-    ahead_ = {};
-    if (const char *first = beginning.pieces[0].data) {
-      if (last_ != nullptr) next_[last_] = beginning;
-      last_ = first;
-      ahead_ = next_[first];
-    }
     running_.store(size_ - 1, std::memory_order_relaxed);
     restart();
     {
@@ -160,24 +142,7 @@ class Pool {
         wake_.wait(lock, called);
       }
       (*work_)(thread);
-      const Beginning ahead = ahead_;
       running_.fetch_sub(1, std::memory_order_release);
-      fetch(ahead, index, [&] { return generation_.load(std::memory_order_relaxed) != seen + 1; });
-    }
-  }
-
-  // Fetches what the thread's own stretch (see next_of_own) begins with into its core's cache, until stopped.
-  template <typename Stopped>
-  void fetch(const Beginning &ahead, int index, const Stopped &stopped) const {
-    int64_t total = 0;
-    for (const auto &piece : ahead.pieces) total += piece.bytes;
-    int64_t skipped = total * index / size_, left = std::min(kFetched, total * (index + 1) / size_ - skipped);
-    for (const auto &piece : ahead.pieces) {
-      for (int64_t i = skipped; i < piece.bytes && left > 0; i += kLineBytes, left -= kLineBytes) {
-        if (i / kLineBytes % 16 == 0 && stopped()) return;
-        __builtin_prefetch(piece.data + i, 0, 2);
-      }
-      skipped = std::max<int64_t>(0, skipped - piece.bytes);
     }
   }
 
@@ -188,12 +153,8 @@ class Pool {
   }
 
   static constexpr int kLooks = 10000;  // about a quarter of a millisecond: longer than the gap between two operators
-  static constexpr int64_t kFetched = 1 << 19;  // bytes that a core's cache has room for
   const int size_;
   std::vector<Stretch> stretches_;
-  Beginning ahead_;
-  const char *last_ = nullptr;                          // where the last region began that told so
-  std::unordered_map<const char *, Beginning> next_;    // what came after it
   Buffer shared_;
   const std::function<void(Thread &)> *work_ = nullptr;
   std::mutex region_, sleep_;
