@@ -204,7 +204,7 @@ class TokenLosses:
     """
 
     def __init__(self, model):
-        self.config = model.config
+        self.config, self.layer_table = model.config, model.transformer.layer_table
         self.hidden, self.loss = _build_cells(model)
         self.rows = max(1, LOGIT_BYTES // (4 * model.config.vocab_size))
 
@@ -217,7 +217,8 @@ class TokenLosses:
         Returns:
             np.ndarray, [B, predicted] float32.
         """
-        hidden = self.hidden(*self._inputs(ids)).asnumpy().reshape(*ids.shape, -1)
+        place = None if self.layer_table is None else self.layer_table.place(refresh=True)
+        hidden = self.hidden(*self._inputs(ids), place).asnumpy().reshape(*ids.shape, -1)
         hidden = hidden[:, -predicted - 1:-1].reshape(-1, hidden.shape[-1])
         targets = ids[:, -predicted:].reshape(-1)
         found = [self.loss(_tensor(hidden[row:row + self.rows]), _tensor(targets[row:row + self.rows])).asnumpy()
@@ -228,7 +229,7 @@ class TokenLosses:
         batch, length = ids.shape
         lengths = np.full(batch, length, np.int32)
         if not self.config.use_past:
-            return _tensor(ids), _tensor(lengths)
+            return _tensor(ids), _tensor(lengths), None, None
         size = self.config.block_size
         tables = np.arange(batch * -(-length // size), dtype=np.int32).reshape(batch, -1)
         slots = tables[:, :, None] * size + np.arange(size, dtype=np.int32)
@@ -253,10 +254,10 @@ def _build_cells(model):
             super().__init__(auto_prefix=False)
             self.transformer = model.transformer
 
-        def construct(self, ids, lengths, block_tables=None, slot_mapping=None):
+        def construct(self, ids, lengths, block_tables, slot_mapping, layer_table):
             # With q_seq_lens every set of kernels reads from the cache what it has just written to it.
             queries = None if slot_mapping is None else lengths
-            return self.transformer(ids, lengths, lengths, block_tables, slot_mapping, queries)
+            return self.transformer(ids, lengths, lengths, block_tables, slot_mapping, queries, layer_table)
 
     class Loss(nn.Cell):
         """The head and the losses."""
@@ -274,12 +275,12 @@ def _build_cells(model):
         return Tensor(shape=shape, dtype=dtype)
 
     hidden, loss = Hidden(), Loss()
-    inputs = [tensor(ms.int32, None, None), tensor(ms.int32, None)]
-    if model.config.use_past:
-        inputs += [tensor(ms.int32, None, None), tensor(ms.int32, None)]
-        if model.kernels.jit_config:
-            hidden.set_jit_config(model.kernels.jit_config)
-    hidden.set_inputs(*inputs)
+    paged = model.config.use_past
+    if paged and model.kernels.jit_config:
+        hidden.set_jit_config(model.kernels.jit_config)
+    hidden.set_inputs(tensor(ms.int32, None, None), tensor(ms.int32, None), tensor(ms.int32, None, None) if paged else None,
+                      tensor(ms.int32, None) if paged else None,
+                      None if model.transformer.layer_table is None else tensor(ms.int64, 2))
     loss.set_inputs(tensor(model.kernels.dtype, None, model.config.hidden_size), tensor(ms.int32, None))
     for cell in (hidden, loss):
         cell.set_train(False)

@@ -71,8 +71,9 @@ def _cpu():
 
 class CpuKernels(PortableKernels):
     """
-    See `qwen_kernels` for the operations and their shapes; float32 only. What a layer consists of is fused; the
-    kernels have no gradients, so in training the portable operations stand in.
+    See `qwen_kernels` for the operations and their shapes; float32 only. All layers are one operator, linears and norms
+    are others; a layer alone is portable around those. The kernels have no gradients, so in training the portable
+    operations stand in.
 
     Raises:
         KernelsUnavailable: See `build_library`.

@@ -13,8 +13,8 @@ namespace qwen {
 // The arguments of one call; the output is the last parameter.
 class Op {
  public:
-  Op(int count, void **params, const int *axes, int64_t **shapes, const char **types)
-      : count_(count), params_(params), axes_(axes), shapes_(shapes), types_(types) {}
+  Op(int count, void **params, int64_t **shapes, const char **types)
+      : count_(count), params_(params), shapes_(shapes), types_(types) {}
   int inputs() const { return count_ - 1; }
   const float *f32(int i) const { return static_cast<const float *>(params_[i]); }
   const int32_t *i32(int i) const { return static_cast<const int32_t *>(params_[i]); }
@@ -22,13 +22,11 @@ class Op {
   float *out() const { return static_cast<float *>(params_[count_ - 1]); }
   const uint8_t *u8(int i) const { return static_cast<const uint8_t *>(params_[i]); }
   bool has_type(int i, const char *type) const { return std::strcmp(types_[i], type) == 0; }
-  int axes(int i) const { return axes_[i]; }
   int64_t dim(int i, int axis) const { return shapes_[i][axis]; }
 
  private:
   int count_;
   void **params_;
-  const int *axes_;
   int64_t **shapes_;
   const char **types_;
 };
@@ -36,8 +34,8 @@ class Op {
 }  // namespace qwen
 
 #define QWEN_OP(name, ...)                                                                                       \
-  extern "C" int name(int nparam, void **params, int *axes, int64_t **shapes, const char **types, void *, void *) { \
-    const qwen::Op op(nparam, params, axes, shapes, types);                                                          \
+  extern "C" int name(int nparam, void **params, int *, int64_t **shapes, const char **types, void *, void *) {   \
+    const qwen::Op op(nparam, params, shapes, types);                                                              \
     __VA_ARGS__                                                                                                      \
     return 0;                                                                                                        \
   }
