@@ -144,6 +144,11 @@ def test_a_session_in_a_terminal(backend, tmp_path, tiny_yaml, tiny_checkpoint, 
             terminal.send(line, "Enter")
             return terminal.wait_for(until)
 
+        def drop(line):
+            """Leave a line: what is typed before the next prompt is there, the terminal itself would take."""
+            terminal.send("C-c")
+            terminal.wait_for(f"{line}\nYou:")
+
         screen = enter("你好", "[cut off after 12 tokens; :conf max_new_tokens=N allows more]\nYou:")
         shown = screen.partition("Qwen: ")[2].partition("[cut off")[0]
         expected, = answers(["你好"], [None])
@@ -165,13 +170,16 @@ def test_a_session_in_a_terminal(backend, tmp_path, tiny_yaml, tiny_checkpoint, 
         terminal.send("Up", "Up")
         terminal.wait_for("Ctrl-D leaves.\nYou: :hlep")
 
-        terminal.send("C-c", ":seed \\", "Enter", "7", "Enter")
+        drop("Ctrl-D leaves.\nYou: :hlep")
+        terminal.send(":seed \\", "Enter", "7", "Enter")
         terminal.wait_for("You: :seed\n...  7\nseed: 7\nYou:")
         terminal.send(*["Up"] * 12)
         terminal.wait_for("You: typed long ago")
-        terminal.send("C-c", "two", "M-Enter", "lines")
+        drop("You: typed long ago")
+        terminal.send("two", "M-Enter", "lines")
         terminal.wait_for("You: two\n...  lines")
-        terminal.send("C-c", "C-d")
+        drop("You: two\n...  lines")
+        terminal.send("C-d")
         terminal.wait_for("exit code 0")
     assert list(folder.iterdir()) == []
     assert "+你好\n" in history.read_text(encoding="utf-8")
