@@ -278,9 +278,9 @@ def _build_cells(model):
     paged = model.config.use_past
     if paged and model.kernels.jit_config:
         hidden.set_jit_config(model.kernels.jit_config)
-    hidden.set_inputs(tensor(ms.int32, None, None), tensor(ms.int32, None), tensor(ms.int32, None, None) if paged else None,
-                      tensor(ms.int32, None) if paged else None,
-                      None if model.transformer.layer_table is None else tensor(ms.int64, 2))
+    tables, slots = (tensor(ms.int32, None, None), tensor(ms.int32, None)) if paged else (None, None)
+    place = None if model.transformer.layer_table is None else tensor(ms.int64, 2)
+    hidden.set_inputs(tensor(ms.int32, None, None), tensor(ms.int32, None), tables, slots, place)
     loss.set_inputs(tensor(model.kernels.dtype, None, model.config.hidden_size), tensor(ms.int32, None))
     for cell in (hidden, loss):
         cell.set_train(False)

@@ -410,7 +410,7 @@ def test_own_layer_in_prefill_and_decoding(other_set, random, lengths, heads, si
 
 
 def prefill_and_decode(kernels, case, caches, prompts, of_prompts, steps, of_steps):
-    """Outputs of a layer for all tokens of the case and then, with other weights, for the last of each sequence again."""
+    """Outputs of a layer for all tokens of the case; then of one with other weights for each sequence's last again."""
     tables, counts = Tensor(case.tables), Tensor(case.lengths)
     (x, *weights), (step, *step_weights) = prompts, steps
     prefill = Layers(kernels, [weights], caches).prefill(x, of_prompts, Tensor(case.slots), tables, counts, counts,

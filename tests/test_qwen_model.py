@@ -236,10 +236,10 @@ def weights_of(model):
 
 def assert_same_as_anew(model, build_tiny, prompt):
     """The model computes what one does that is built now and given its weights."""
-    anew = build_tiny(use_past=True)
+    anew, weights = build_tiny(use_past=True), weights_of(model)
     for parameter in anew.get_parameters():
-        if parameter.name in weights_of(model):
-            parameter.set_data(Tensor(weights_of(model)[parameter.name]))
+        if parameter.name in weights:
+            parameter.set_data(Tensor(weights[parameter.name]))
     (ids, logits), (expected_ids, expected) = (generate_with_logits(each, prompt, 3) for each in (model, anew))
     assert ids == expected_ids
     np.testing.assert_array_equal(logits, expected)

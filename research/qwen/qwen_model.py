@@ -94,16 +94,15 @@ class DecoderLayer(nn.Cell):
         self.feed_forward = FeedForward(config, kernels, f"{name}.feed_forward")
         self.kernels = kernels
         # Collected here and not in the graph, where each call costs time to compile, for each layer anew.
-        self.attention_weights = self.attention_norm.weights(), *self.attention.weights()
-        self.feed_forward_weights = self.ffn_norm.weights(), *self.feed_forward.weights()
+        self.weights = ((self.attention_norm.weights(), *self.attention.weights()),
+                        (self.ffn_norm.weights(), *self.feed_forward.weights()))
         self.caches = self.attention.caches() if config.use_past else ()
         self.is_first_iteration = True
 
     def construct(self, x, rotation, input_ids, slot_mapping, layout):
         if slot_mapping is None:
-            return self.kernels.layer_whole(x, self.attention_weights, self.feed_forward_weights, rotation, input_ids)
-        return self.kernels.layer(x, self.attention_weights, self.feed_forward_weights, rotation, self.caches, slot_mapping,
-                                  layout, self.is_first_iteration)
+            return self.kernels.layer_whole(x, *self.weights, rotation, input_ids)
+        return self.kernels.layer(x, *self.weights, rotation, self.caches, slot_mapping, layout, self.is_first_iteration)
 
 
 class QwenModel(nn.Cell):
@@ -121,8 +120,7 @@ class QwenModel(nn.Cell):
         self.is_first_iteration = True
         self.layer_table = None
         if kernels.runs_layers_at_once:
-            self.layer_table = kernels.layer_table([(layer.attention_weights, layer.feed_forward_weights, layer.caches)
-                                                    for layer in self.layers])
+            self.layer_table = kernels.layer_table([(*layer.weights, layer.caches) for layer in self.layers])
         self.ntk_cache = None
         if config.use_past and self.tables.thresholds is not None:
             # The NTK factor of a sequence is fixed by its prompt and belongs to its keys: it is kept with them,
@@ -149,11 +147,9 @@ class QwenModel(nn.Cell):
                 x = layer(x, rotation, input_ids, slot_mapping, layout)
         elif slot_mapping is None:
             x = self.kernels.layers_whole(x, layer_table, rotation, input_ids)
-        elif self.is_first_iteration:
-            queries = batch_valid_length if q_seq_lens is None else q_seq_lens
-            x = self.kernels.layers(x, layer_table, rotation, slot_mapping, block_tables, batch_valid_length, queries)
         else:
-            x = self.kernels.layers(x, layer_table, rotation, slot_mapping, block_tables, batch_valid_length, None)
+            queries = batch_valid_length if self.is_first_iteration and q_seq_lens is None else q_seq_lens
+            x = self.kernels.layers(x, layer_table, rotation, slot_mapping, block_tables, batch_valid_length, queries)
         return self.kernels.rms_norm(x, *self.ln_f.weights())
 
     def _layout(self, lengths, block_tables, slot_mapping, queries, positions, rows):

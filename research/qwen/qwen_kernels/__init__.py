@@ -26,9 +26,9 @@ Elementary operations:
                                             in its own sequence
     decode_attention(query, caches, layout) query [B, H, D], the last token of each sequence -> [B, H * D]
 
-A layer, which `portable` defines by the elementary operations, and which is fused where a set can. attention is (norm,
-wq, wk, wv, wo) and feed_forward (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq ... are weights; rotation is
-(cos, sin, query cos, query sin), [T, D / 2] float32 each: LogN scales the query, by a factor in the last two.
+A layer, which `portable` defines by the elementary operations, and which is fused where a set can. attention is
+(norm, wq, wk, wv, wo) and feed_forward (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq ... are weights;
+rotation is (cos, sin, query cos, query sin), [T, D / 2] float32 each: LogN scales the query, by a factor in the last two.
 
     layer(x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill)
                                             y = x + wo(attention of the normalised x), then y + w2(w1(z) * silu(w3(z))),
@@ -38,8 +38,8 @@ wq, wk, wv, wo) and feed_forward (norm, w1, w2, w3), where a norm is (weight, ep
 
 All layers at once, in sets where runs_layers_at_once, outside training:
 
-    layer_table(layers)                     where the weights and caches are, of (attention, feed_forward, caches) of each
-                                            layer: made when the model is built, see `LayerTable`
+    layer_table(layers)                     where the weights and caches are, of (attention, feed_forward, caches) of
+                                            each layer: made when the model is built, see `LayerTable`
     layers(x, place, rotation, slot_mapping, block_tables, lengths, queries)
                                             the layers in order; place is that of the table. In decoding queries is None
     layers_whole(x, place, rotation, input_ids)

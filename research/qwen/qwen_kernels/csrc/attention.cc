@@ -1,7 +1,8 @@
 // Attention, with rotation and the key/value cache: rotary, cache_write and prefill or decode attention in one.
 //
-// The cache has a row of H * D floats a slot. A query alone reads keys and values row by row, all its heads at once, for
-// some positions at a time, which threads share out; what they give is joined as in Flash-Decoding. Many queries of a sequence are taken kQueries at a time, one a lane, with a softmax that is updated block by block.
+// The cache has a row of H * D floats a slot. A query alone reads keys and values row by row, all its heads at once,
+// for some positions at a time, which threads share out; what they give is joined as in Flash-Decoding. Many queries of
+// a sequence are taken kQueries at a time, one a lane, with a softmax that is updated block by block.
 // Source: Dao et al., FlashAttention (arXiv:2205.14135); Kwon et al., PagedAttention (arXiv:2309.06180).
 #include <algorithm>
 #include <cmath>
@@ -222,8 +223,8 @@ struct Part {
   float *tops, *totals, *sums;
 };
 
-// The rows of a block of positions, taken kStreams at a time: body(first of them, how many, pointers to the heads' parts).
-// While a head is at work, its part of the next rows is fetched.
+// The rows of a block of positions, taken kStreams at a time: body(head, first of them, how many, pointers to the head's
+// parts). While a head is at work, its part of the next rows is fetched.
 template <typename Body>
 void for_streams(const Half &half, const Sequence &sequence, const Rotation &r, int64_t position, int64_t count,
                  int64_t length, float *buffer, const Body &body) {

@@ -34,10 +34,10 @@ class Op {
 }  // namespace qwen
 
 #define QWEN_OP(name, ...)                                                                                       \
-  extern "C" int name(int nparam, void **params, int *, int64_t **shapes, const char **types, void *, void *) {   \
-    const qwen::Op op(nparam, params, shapes, types);                                                              \
-    __VA_ARGS__                                                                                                      \
-    return 0;                                                                                                        \
+  extern "C" int name(int nparam, void **params, int *, int64_t **shapes, const char **types, void *, void *) {  \
+    const qwen::Op op(nparam, params, shapes, types);                                                            \
+    __VA_ARGS__                                                                                                  \
+    return 0;                                                                                                    \
   }
 
 // The output's shape, from `shapes` of the inputs; -1 is a size that is not known yet.

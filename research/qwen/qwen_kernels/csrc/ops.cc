@@ -14,9 +14,9 @@ float *between(int which, size_t floats) {
   return buffers[which].reserve(floats);
 }
 
-// The weights that are inputs 2 and on: weight; of quantised weights also scales, and zeros and order where there are such;
-// then perhaps a bias. Input 0 is x [T, in], input 1 `settings` [4] float32: epsilon; of quantised weights group_size (not
-// above 0: all inputs) and whether they have zeros; the cache's block_size.
+// The weights that are inputs 2 and on: weight; of quantised weights also scales, and zeros and order where there are
+// such; then perhaps a bias. Input 0 is x [T, in], input 1 `settings` [4] float32: epsilon; of quantised weights
+// group_size (not above 0: all inputs) and whether they have zeros; the cache's block_size.
 Weights weights_of(const Op &op) {
   const float *settings = op.f32(1);
   int next = 2;
@@ -73,8 +73,8 @@ class Layers {
     Pool::get().run([&](Thread &thread) {
       const float *x = op_.f32(0);
       for (const LayerWeights *layer = layers_; layer < layers_ + count_; ++layer) {
-        linears(thread, x, tokens_, hidden_, {layer->attention_norm, epsilon_}, {layer->wq, layer->wk, layer->wv}, nullptr,
-                qkv);
+        linears(thread, x, tokens_, hidden_, {layer->attention_norm, epsilon_}, {layer->wq, layer->wk, layer->wv},
+                nullptr, qkv);
         attend(thread, *layer, rotation_, attended);
         linears(thread, attended, tokens_, row_size_, {}, {layer->wo}, x, out);
         swiglu(thread, out, tokens_, hidden_, {layer->ffn_norm, epsilon_}, layer->w1, layer->w3, inner);
@@ -111,8 +111,8 @@ QWEN_OP(QwenLinear, {
 })
 QWEN_SHAPE(QwenLinear, {shapes[0][0], shapes[2][0]})
 
-// See Layers; then slot_mapping [T] int32, block_tables [B, blocks] int32, lengths [B] int32 and, in prefill, queries [B]
-// int32: how many of the T tokens are each sequence's; without it one token each -> [T, hidden]
+// See Layers; then slot_mapping [T] int32, block_tables [B, blocks] int32, lengths [B] int32 and, in prefill, queries
+// [B] int32: how many of the T tokens are each sequence's; without it one token each -> [T, hidden]
 QWEN_OP(QwenLayers, {
   Layers layers(op);
   const int slots = Layers::kInputs, tables = slots + 1, lengths = slots + 2, queries = slots + 3;
