@@ -3,15 +3,15 @@ import argparse
 import sys
 from pathlib import Path
 
-import checkpoint_io
-import gptq
-import name_map
+from qwen_mindspore.checkpoint import files as checkpoint_io
+from qwen_mindspore.checkpoint import gptq
+from qwen_mindspore.checkpoint import names as name_map
 
 
 def convert_reversed(mindspore_ckpt_path, torch_ckpt_path, config=None, dtype=None, overwrite=False):
     """Convert a MindSpore Qwen checkpoint to a Hugging Face folder, a few rows at a time.
 
-    A quantised one becomes what AutoGPTQ would have written, see `gptq`, with quantize_config.json.
+    A quantised one becomes what AutoGPTQ would have written, see `checkpoint.gptq`, with quantize_config.json.
 
     Args:
         mindspore_ckpt_path: a `.ckpt` or `.safetensors` file, or a folder of either. What is not a weight of
@@ -48,7 +48,7 @@ def convert_reversed(mindspore_ckpt_path, torch_ckpt_path, config=None, dtype=No
 
 
 def save_hf(checkpoint, config, output, sidecars, dtype=None, overwrite=False):
-    """Write a checkpoint, whose names are MindSpore's, as a Hugging Face folder: see `checkpoint_io.save`."""
+    """Write a checkpoint, whose names are MindSpore's, as a Hugging Face folder: see `checkpoint.files.save`."""
     tensors = name_map.ms_to_hf(config)
     if config.get("quantization"):
         checkpoint = gptq.GptqCheckpoint(checkpoint, config)

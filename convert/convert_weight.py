@@ -2,9 +2,9 @@
 import argparse
 from pathlib import Path
 
-import checkpoint_io
-import gptq
-import name_map
+from qwen_mindspore.checkpoint import files as checkpoint_io
+from qwen_mindspore.checkpoint import gptq
+from qwen_mindspore.checkpoint import names as name_map
 
 DEFAULT_OUTPUT = "./run/qwen_7b_ms.ckpt"
 FILES = ("model*.safetensors", "gptq_model*.safetensors", "pytorch_model*.bin", "gptq_model*.bin")
@@ -13,7 +13,7 @@ FILES = ("model*.safetensors", "gptq_model*.safetensors", "pytorch_model*.bin", 
 def convert_weight(torch_ckpt_dir, mindspore_ckpt_path=DEFAULT_OUTPUT, dtype=None, overwrite=False, dequantize=False):
     """Convert a Hugging Face Qwen folder to a MindSpore checkpoint, a few rows at a time.
 
-    A model that AutoGPTQ quantised stays quantised: see `gptq` and `qwen_quantization`; config.json then has
+    A model that AutoGPTQ quantised stays quantised: see `checkpoint.gptq` and `checkpoint.packing`; config.json then has
     `quantization` in place of `quantization_config`. Of a quantised model a tensor at a time is in memory.
 
     Args:

@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 import benchmark_report
-import qwen_gguf
-from make_demo_model import MODEL_NAME, default_cache
+from qwen_mindspore.checkpoint import gguf as qwen_gguf
+from qwen_mindspore.checkpoint.demo_model import MODEL_NAME, default_cache
 
 SCRIPTS = Path(__file__).resolve().parent
 CONFIGS = SCRIPTS.parent / "configs"

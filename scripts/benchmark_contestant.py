@@ -110,7 +110,7 @@ class Torch:
         if job["hf"]:
             self.model = self.model_class.from_folder(job["hf"])
         else:
-            from name_map import hf_shapes
+            from qwen_mindspore.checkpoint.names import hf_shapes
             weights = {name: self.torch.randn(shape) * 0.02 for name, shape in hf_shapes(job["model_config"]).items()}
             self.model = self.model_class(job["model_config"], weights)
         self.vocab_size = len(self.model.head)

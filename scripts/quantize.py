@@ -3,7 +3,7 @@ Quantise a Qwen to 4 or 8 bits, on the CPU:
 
     python scripts/quantize.py --load_checkpoint C --bits 4 --group_size 128 --data calibration.txt --output OUT
 
-`gptq` runs a calibration text through the model and chooses the weights of each layer so that the layer's outputs stay
+`checkpoint.gptq` runs a calibration text through the model and chooses the weights of each layer so that the layer's outputs stay
 as they were; `rtn` rounds to nearest and needs no text. One layer is in memory at a time. Finished layers are kept in
 OUT.part, and a run that was interrupted goes on from there.
 """
@@ -22,11 +22,11 @@ sys.path[:0] = [str(ROOT / "convert"), str(ROOT / "research/qwen")]
 
 import numpy as np  # noqa: E402
 
-import checkpoint_io  # noqa: E402
+from qwen_mindspore.checkpoint import files as checkpoint_io  # noqa: E402
 from convert_reversed import save_hf  # noqa: E402
-from name_map import Piece, hf_to_ms, linears  # noqa: E402
+from qwen_mindspore.checkpoint.names import Piece, hf_to_ms, linears  # noqa: E402
 from quantize_layers import HEAD, Run, Source, WithParts  # noqa: E402
-from qwen_quantization import EMBEDDING, LAYERS, Quantization  # noqa: E402
+from qwen_mindspore.checkpoint.packing import EMBEDDING, LAYERS, Quantization  # noqa: E402
 from qwen_run import positive_int, stdout_for_answers  # noqa: E402
 from text_files import encode_texts, read_texts  # noqa: E402
 

@@ -11,10 +11,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-import checkpoint_io  # noqa: E402
-from name_map import HF_LAYER, Piece, hf_to_ms, linear_name, linears, ms_to_hf  # noqa: E402
+from qwen_mindspore.checkpoint import files as checkpoint_io  # noqa: E402
+from qwen_mindspore.checkpoint.names import HF_LAYER, Piece, hf_to_ms, linear_name, linears, ms_to_hf  # noqa: E402
 from quantizers import Levels, dequantise, gptq, round_to_nearest  # noqa: E402
-from qwen_quantization import EMBEDDING, pack  # noqa: E402
+from qwen_mindspore.checkpoint.packing import EMBEDDING, pack  # noqa: E402
 from torch_qwen import TorchQwen  # noqa: E402
 
 HEAD = "lm_head"
@@ -123,7 +123,7 @@ class Run:
         settings (Quantization): To what.
         folder (Path): OUT.part.
         samples (np.ndarray): Calibration ids [samples, length] int32; None for rtn.
-        damp (float): See `gptq`.
+        damp (float): See `checkpoint.gptq`.
     """
 
     def __init__(self, source, settings, folder, samples=None, damp=0.01):

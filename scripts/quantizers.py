@@ -96,7 +96,7 @@ def gptq(weight, hessian, settings, damp=0.01):
 
 
 def _gptq_rows(weight, factor, order, importance, settings):
-    """`gptq` of some outputs, which have nothing to do with the others; `order` is the one of quantising."""
+    """`checkpoint.gptq` of some outputs, which have nothing to do with the others; `order` is the one of quantising."""
     inputs, size = weight.shape[1], _size(settings.group_size, weight.shape[1])
     if settings.desc_act:
         group = torch.arange(inputs) // size

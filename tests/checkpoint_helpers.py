@@ -2,7 +2,7 @@
 import json
 
 import torch
-from name_map import hf_shapes
+from qwen_mindspore.checkpoint.names import hf_shapes
 from safetensors.torch import load_file, save_file
 
 # Head size 6 is not hidden_size / num_attention_heads: the table must take it from kv_channels.

@@ -20,7 +20,7 @@ from qwen_config import QwenConfig
 from qwen_kernels.ascend import AscendKernels
 from qwen_kernels.portable import PortableKernels
 from qwen_model import QwenForCausalLM
-from qwen_quantization import dequantise
+from qwen_mindspore.checkpoint.packing import dequantise
 
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "_int" not in path.stem)
 QUANTISED = sorted((ROOT / "configs").glob("*_int*.yaml"))

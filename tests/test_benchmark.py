@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 import benchmark
 import benchmark_report
-import qwen_gguf
+from qwen_mindspore.checkpoint import gguf as qwen_gguf
 from checkpoint_helpers import random_tensors, write_hf_folder
 from conftest import ROOT, TINY
-from name_map import hf_shapes
+from qwen_mindspore.checkpoint.names import hf_shapes
 from torch_qwen import TorchQwen
 
 RATES = {"bandwidth": 100.0, "matmul": 1000.0}

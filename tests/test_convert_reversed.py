@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoint_io
+from qwen_mindspore.checkpoint import files as checkpoint_io
 import mindspore as ms
 import pytest
 import torch

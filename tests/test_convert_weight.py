@@ -7,15 +7,15 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
-import qwen_checkpoint_formats as checkpoint_formats
-import checkpoint_io
+from qwen_mindspore.checkpoint import formats as checkpoint_formats
+from qwen_mindspore.checkpoint import files as checkpoint_io
 import mindspore as ms
 import numpy as np
 import pytest
 import torch
 from checkpoint_helpers import CONFIG, bits, load_folder, random_tensors, save, write_hf_folder
 from convert_weight import convert_weight
-from name_map import hf_to_ms
+from qwen_mindspore.checkpoint.names import hf_to_ms
 
 SCRIPT = Path(checkpoint_io.__file__).with_name("convert_weight.py")
 OUTPUTS = ("out/qwen.ckpt", "out/qwen.safetensors", "out")

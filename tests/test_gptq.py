@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoint_io
+from qwen_mindspore.checkpoint import files as checkpoint_io
 import gptq_helpers
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from conftest import DATA
 from convert_reversed import convert_reversed
 from convert_weight import convert_weight
 from gptq_helpers import CONFIG, NAMES, W1, random_model, settings, write_gptq_folder
-from name_map import hf_to_ms
-from qwen_quantization import dequantise
+from qwen_mindspore.checkpoint.names import hf_to_ms
+from qwen_mindspore.checkpoint.packing import dequantise
 
 GOLDEN = [DATA / "gptq_int4", DATA / "gptq_int8"]
 KINDS = {

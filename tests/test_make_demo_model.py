@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import gguf
-import make_demo_model as demo
+from qwen_mindspore.checkpoint import demo_model as demo
 import numpy as np
 import pytest
 from safetensors.numpy import load_file

@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 from checkpoint_helpers import CONFIG
-from name_map import Piece, hf_shapes, hf_to_ms, linears, ms_shapes, ms_to_hf
+from qwen_mindspore.checkpoint.names import Piece, hf_shapes, hf_to_ms, linears, ms_shapes, ms_to_hf
 
 QWEN_7B = {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
            "kv_channels": 128, "intermediate_size": 22016, "tie_word_embeddings": False}

@@ -12,8 +12,8 @@ import torch
 from checkpoint_helpers import load_folder
 from conftest import ROOT
 from convert_weight import convert_weight
-from name_map import hf_to_ms, linear_name, ms_to_hf
-from qwen_quantization import Quantization, dequantise
+from qwen_mindspore.checkpoint.names import hf_to_ms, linear_name, ms_to_hf
+from qwen_mindspore.checkpoint.packing import Quantization, dequantise
 from quantize import check_gptq_shapes, parse_args, quantize, working_folder
 from safetensors.torch import load_file
 from torch_qwen import TorchQwen

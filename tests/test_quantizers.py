@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import quantizers
-from qwen_quantization import Quantization, pack
-from qwen_quantization import dequantise as dequantise_packed
+from qwen_mindspore.checkpoint.packing import Quantization, pack
+from qwen_mindspore.checkpoint.packing import dequantise as dequantise_packed
 from quantizers import dequantise, gptq, round_to_nearest
 
 OUTPUTS, INPUTS, TOKENS = 12, 40, 300

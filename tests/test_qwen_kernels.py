@@ -15,7 +15,7 @@ from qwen_config import QwenConfig
 from qwen_kernels import build_kernels, runnable_kernels
 from qwen_kernels.cpu import build_library
 from qwen_kernels.portable import PortableKernels
-from qwen_quantization import dequantise
+from qwen_mindspore.checkpoint.packing import dequantise
 
 TOLERANCE = 2e-5
 RAGGED = [[1], [5], [17], [3, 16, 1], [33, 4, 18, 2, 31], [100, 32]]

@@ -18,7 +18,7 @@ from qwen_config import QwenConfig
 from qwen_kernels import runnable_kernels
 from qwen_linear import Embedding, Linear, QuantEmbedding, QuantLinear
 from qwen_model import QwenForCausalLM
-from qwen_quantization import dequantise, pack
+from qwen_mindspore.checkpoint.packing import dequantise, pack
 from safetensors.torch import load_file, save_file
 
 TOLERANCE = 1e-4

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from qwen_quantization import (
+from qwen_mindspore.checkpoint.packing import (
     Quantization,
     agreed_quantization,
     dequantise,

@@ -6,8 +6,8 @@ import numpy as np
 from mindformers.tools.logger import logger
 from mindspore import Parameter, Tensor
 
-from qwen_checkpoint_formats import FLOATS, READERS, Stored
-from qwen_quantization import PACKED_TYPES
+from qwen_mindspore.checkpoint.formats import FLOATS, READERS, Stored
+from qwen_mindspore.checkpoint.packing import PACKED_TYPES
 
 __all__ = ["checkpoint_files", "check_weights", "load_weights", "prepare_weights"]
 

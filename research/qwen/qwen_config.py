@@ -5,7 +5,7 @@ from pathlib import Path
 from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from qwen_quantization import EMBEDDING, Quantization
+from qwen_mindspore.checkpoint.packing import EMBEDDING, Quantization
 
 __all__ = ["QwenConfig"]
 
@@ -82,7 +82,7 @@ class QwenConfig(LlamaConfig):
         kernels (str): The kernel set: "auto" or a name listed in `qwen_kernels`. Default: "auto".
         use_cache_quantization (bool): Keep keys and values in 8 bits: a quarter of a float32 cache, and half of a
             16-bit one, scales aside. Only with `use_past`. Default: False.
-        quantization (dict): How weights are quantised: see `qwen_quantization.Quantization`. A checkpoint's config.json
+        quantization (dict): How weights are quantised: see `checkpoint.packing.Quantization`. A checkpoint's config.json
             says it as well, and that is enough. Default: None, they are not.
 
     Raises:

@@ -3,7 +3,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from qwen_quantization import EMBEDDING, Quantization
+from qwen_mindspore.checkpoint.packing import EMBEDDING, Quantization
 
 __all__ = ["Embedding", "Linear", "QuantEmbedding", "QuantLinear", "build_embedding", "build_linear"]
 
@@ -53,7 +53,7 @@ class Linear(nn.Cell):
 
 class QuantLinear(nn.Cell):
     """
-    The quantised weights of x [T, inputs] -> [T, outputs]: see `qwen_quantization`. They are held in the kernels' own
+    The quantised weights of x [T, inputs] -> [T, outputs]: see `checkpoint.packing`. They are held in the kernels' own
     layout, zeros as long as no checkpoint is loaded.
     """
 
@@ -86,7 +86,7 @@ class Embedding(nn.Cell):
 
 
 class QuantEmbedding(nn.Cell):
-    """ids [T] int32 -> [T, hidden], of quantised rows: see `qwen_quantization`."""
+    """ids [T] int32 -> [T, hidden], of quantised rows: see `checkpoint.packing`."""
 
     def __init__(self, config, kernels):
         super().__init__()

@@ -18,7 +18,7 @@ from qwen_config import QwenConfig
 from qwen_generation import QwenGeneration
 from qwen_kernels import build_kernels
 from qwen_linear import build_embedding, build_linear
-from qwen_quantization import agreed_quantization
+from qwen_mindspore.checkpoint.packing import agreed_quantization
 from qwen_rotary import RotaryTables
 
 __all__ = ["QwenForCausalLM", "QwenModel"]

@@ -55,7 +55,7 @@ And what belongs to them:
     quantised_parameters(outputs, inputs)   {"weight", "scales", "zeros": (shape, type)}: how the set holds a quantised
                                             linear
     prepare_quantised(weight, scales, zeros)
-                                            numpy arrays as `qwen_quantization` has them -> those that it holds
+                                            numpy arrays as `checkpoint.packing` has them -> those that it holds
     cache_shape(config)                     shape of the key cache, and of the value cache, of one layer
     cache_scales_shape(config)              of their scales, where they are of 8 bits
     prefill_layout(block_tables, lengths, queries, positions, rows)

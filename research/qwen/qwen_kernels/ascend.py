@@ -55,7 +55,7 @@ from mindspore.ops.auto_generate import (
 )
 
 from qwen_kernels.portable import PortableKernels
-from qwen_quantization import pack, unpack
+from qwen_mindspore.checkpoint.packing import pack, unpack
 
 __all__ = ["AscendKernels"]
 

@@ -13,7 +13,7 @@ from mindspore.ops import CustomRegOp, DataType
 
 from qwen_kernels.layer_table import LayerTable
 from qwen_kernels.portable import PortableKernels
-from qwen_quantization import unpack
+from qwen_mindspore.checkpoint.packing import unpack
 
 __all__ = ["CpuKernels", "KernelsUnavailable", "build_library"]
 

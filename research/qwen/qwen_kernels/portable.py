@@ -5,7 +5,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from qwen_quantization import Quantization, unpack
+from qwen_mindspore.checkpoint.packing import Quantization, unpack
 
 __all__ = ["PortableKernels"]
 
@@ -66,7 +66,7 @@ class PortableKernels(nn.Cell):
     def dequantise(self, weight, scales, zeros):
         """
         Rows [R, inputs] of a quantised weight: the levels less their zeros, times their scales, computed in float32.
-        Source: `qwen_quantization.dequantise`.
+        Source: `checkpoint.packing.dequantise`.
         """
         inputs, groups = weight.shape[1] * 8 // self.quantization.bits, scales.shape[1]
         size = inputs if groups == 1 else self.quantization.group_size

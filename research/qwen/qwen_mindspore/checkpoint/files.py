@@ -12,10 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# The model reads the same files; and this folder's scripts also run where it is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "research" / "qwen"))
-
-from qwen_checkpoint_formats import (  # noqa: E402
+from qwen_mindspore.checkpoint.formats import (
     FLOATS,
     ITEM_SIZE,
     READERS,

