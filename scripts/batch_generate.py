@@ -81,7 +81,7 @@ def load_settings(args, config):
 def row_options(args):
     """The RowOptions of the command line."""
     from batch_worker import RowOptions
-    from qwen_chatml import DEFAULT_SYSTEM
+    from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
     return RowOptions(args.prompt_column, args.id_column, DEFAULT_SYSTEM if args.system is None else args.system,
                       args.parse_special)
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from batch_journal import ANSWER, ERROR
-from qwen_chatml import DEFAULT_SYSTEM, get_stop_words_ids, make_context
+from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, get_stop_words_ids, make_context
 from qwen_engine import Request
-from qwen_text import TextStream
+from qwen_mindspore.text.stream import TextStream
 
 __all__ = ["Result", "RowOptions", "Worker", "answer_all"]
 

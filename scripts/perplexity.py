@@ -33,7 +33,7 @@ from qwen_run import (  # noqa: E402
     set_context,
     stdout_for_answers,
 )
-from text_files import encode_texts, read_texts  # noqa: E402
+from qwen_mindspore.text.files import encode_texts, read_texts  # noqa: E402
 
 BATCH_TOKENS = 4096  # that go through the model at once, unless a context is longer
 LOGIT_BYTES = 2**27  # of the logits that are held at once

@@ -28,7 +28,7 @@ from qwen_mindspore.checkpoint.names import Piece, hf_to_ms, linears  # noqa: E4
 from quantize_layers import HEAD, Run, Source, WithParts  # noqa: E402
 from qwen_mindspore.checkpoint.packing import EMBEDDING, LAYERS, Quantization  # noqa: E402
 from qwen_run import positive_int, stdout_for_answers  # noqa: E402
-from text_files import encode_texts, read_texts  # noqa: E402
+from qwen_mindspore.text.files import encode_texts, read_texts  # noqa: E402
 
 
 def parse_args(argv=None):
@@ -174,7 +174,7 @@ def read_samples(args, source):
 
 def read_tokenizer(folder):
     """The tokenizer of the vocabulary in a folder, else of the official one."""
-    from qwen_tokenizer import QwenTokenizer, find_vocab_file
+    from qwen_mindspore.text.tokenizer import QwenTokenizer, find_vocab_file
     return QwenTokenizer(find_vocab_file(None, beside=folder))
 
 

@@ -15,7 +15,7 @@ from batch_ray import Actor
 from batch_worker import RowOptions, Worker
 from conftest import ROOT
 from qwen_settings import GenerationSettings
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 
 @pytest.fixture

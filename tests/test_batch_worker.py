@@ -7,10 +7,10 @@ from batch_helpers import FakeEngine
 from batch_journal import ANSWER, ERROR
 from batch_records import Record
 from batch_worker import RowOptions, Worker, answer_all, split_messages
-from qwen_chatml import make_context
+from qwen_mindspore.text.chatml import make_context
 from qwen_engine import Engine
 from qwen_settings import GenerationSettings
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 CHAT, RAW = GenerationSettings(chat_format="chatml"), GenerationSettings()
 

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 from qwen_chat import make_context
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 OLD_YAML = """
 seed: 0
@@ -97,7 +97,7 @@ from mindformers import LlamaConfig
 from mindformers.tools.register.config import MindFormerConfig
 
 from qwen_model import QwenForCausalLM
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 context.set_context(mode=ms.GRAPH_MODE, device_target="CPU", device_id=0)
 data_path = './run'
@@ -124,7 +124,7 @@ import mindspore as ms
 from mindformers.tools.register.config import MindFormerConfig
 from mindformers.models.llama.llama_config import LlamaConfig
 from qwen_model import QwenForCausalLM
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 config = MindFormerConfig("./run/run_qwen_7b.yaml")
 config.use_past = True
@@ -172,7 +172,7 @@ from mindformers.tools.register.config import MindFormerConfig
 from mindformers.models.llama.llama_config import LlamaConfig
 
 from qwen_model import QwenForCausalLM
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 from qwen_chat import chat
 
 ms.set_context(mode=ms.GRAPH_MODE, device_target='CPU', device_id=0)

@@ -13,7 +13,7 @@ from qwen_chat import Reply, chat, chat_batch, chat_settings, chat_stream, make_
 from qwen_config import QwenConfig
 from qwen_engine import Output
 from qwen_settings import GenerationSettings
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 STOPS = [256, 257, 258]
 DIALOGUE = [("Who?", "Me."), ("Where?", "Hère, 世界.")]

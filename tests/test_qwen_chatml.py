@@ -12,8 +12,8 @@ import pytest
 from mindformers.models.build_tokenizer import build_tokenizer
 from mindformers.pipeline.text_generation_pipeline import TextGenerationPipeline
 from mindformers.tools.register import MindFormerConfig
-from qwen_chatml import ChatMLTokenizer, decode_tokens, get_stop_words_ids, make_context
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.chatml import ChatMLTokenizer, decode_tokens, get_stop_words_ids, make_context
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 GOLDEN = json.loads((Path(__file__).parent / "data/tokenizer/chatml.json").read_text(encoding="utf-8"))
 

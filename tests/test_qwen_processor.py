@@ -5,9 +5,9 @@ import mindspore as ms
 import pytest
 from mindformers.models.build_processor import build_processor
 from mindformers.tools.register import MindFormerConfig
-from qwen_chatml import ChatMLTokenizer
-from qwen_processor import QwenProcessor
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.chatml import ChatMLTokenizer
+from qwen_mindspore.text.processor import QwenProcessor
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ import random
 from pathlib import Path
 
 import pytest
-from qwen_text import TextStream
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.stream import TextStream
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 TEXT = "Hello, 世界! 👩‍🚀 naïve\n\n\tconsole.log('äöü')  12345 한국어 עברית 🇫🇷"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mindformers.models.build_tokenizer import build_tokenizer
 from mindformers.tools.register import MindFormerConfig
-from qwen_tokenizer import QwenTokenizer, find_vocab_file, load_vocab
+from qwen_mindspore.text.tokenizer import QwenTokenizer, find_vocab_file, load_vocab
 
 GOLDEN = json.loads((Path(__file__).parent / "data/tokenizer/cases.json").read_text(encoding="utf-8"))
 CASES = pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: repr(case["text"][:20]))

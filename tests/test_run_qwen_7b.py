@@ -4,8 +4,8 @@ import sys
 
 import pytest
 from conftest import ROOT, TINY
-from qwen_chatml import make_context
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.chatml import make_context
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 from run_qwen_7b import main, parse_args, read_prompts
 
 PROMPT = "Once upon a time"

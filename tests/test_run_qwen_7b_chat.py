@@ -9,7 +9,7 @@ from qwen_chat import Reply, chat_batch
 from qwen_session import Question, Session
 from qwen_settings import GenerationSettings
 from qwen_terminal import UNPRINTABLE
-from qwen_tokenizer import QwenTokenizer
+from qwen_mindspore.text.tokenizer import QwenTokenizer
 from run_qwen_7b_chat import main, parse_args, talk
 
 PROGRAM = ROOT / "research/qwen/run_qwen_7b_chat.py"

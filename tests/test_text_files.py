@@ -1,7 +1,7 @@
 """Texts to calibrate with and to measure on."""
 import pytest
-from qwen_tokenizer import QwenTokenizer
-from text_files import encode_texts, read_texts
+from qwen_mindspore.text.tokenizer import QwenTokenizer
+from qwen_mindspore.text.files import encode_texts, read_texts
 
 
 def test_a_plain_file_is_one_text(tmp_path):

@@ -7,7 +7,7 @@ import contextlib
 import copy
 from dataclasses import dataclass
 
-from qwen_chatml import (
+from qwen_mindspore.text.chatml import (
     DEFAULT_SYSTEM,
     ChatMLTokenizer,
     decode_tokens,
@@ -16,7 +16,7 @@ from qwen_chatml import (
 )
 from qwen_engine import Engine, Request
 from qwen_settings import GenerationSettings
-from qwen_text import TextStream
+from qwen_mindspore.text.stream import TextStream
 
 __all__ = ["ChatMLTokenizer", "Reply", "chat", "chat_batch", "chat_settings", "chat_stream", "decode_tokens",
            "get_stop_words_ids", "make_context", "stream_reply"]

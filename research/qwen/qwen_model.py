@@ -11,8 +11,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 from mindspore.nn.utils import no_init_parameters
 
-import qwen_processor  # noqa: F401  registered with the model, so that one import serves a whole YAML
-import qwen_tokenizer  # noqa: F401
+from qwen_mindspore.text import processor as qwen_processor  # noqa: F401  registered with the model, so that one import serves a whole YAML
+from qwen_mindspore.text import tokenizer as qwen_tokenizer  # noqa: F401
 from qwen_checkpoint import load_weights, prepare_weights
 from qwen_config import QwenConfig
 from qwen_generation import QwenGeneration

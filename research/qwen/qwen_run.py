@@ -138,8 +138,8 @@ def build_tokenizer(config):
     The YAML's tokenizer, with a vocabulary from where the YAML says, else from beside the checkpoint, else the
     official one; it wraps questions in ChatML where `chat_format` is chatml.
     """
-    from qwen_chatml import ChatMLTokenizer
-    from qwen_tokenizer import QwenTokenizer, find_vocab_file
+    from qwen_mindspore.text.chatml import ChatMLTokenizer
+    from qwen_mindspore.text.tokenizer import QwenTokenizer, find_vocab_file
     settings = dict(config.processor.tokenizer)
     model_config = config.model.model_config
     settings["vocab_file"] = find_vocab_file(settings.get("vocab_file"), beside=model_config.checkpoint_name_or_path)

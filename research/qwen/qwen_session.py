@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_chat import stream_reply
-from qwen_chatml import DEFAULT_SYSTEM
+from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
 from qwen_settings import GenerationSettings
 
 __all__ = ["CLEAR_SCREEN", "COMMAND_NAMES", "Question", "Session", "growth", "load_conversation",

@@ -48,7 +48,7 @@ def build_session(args):
         FileNotFoundError, ValueError: What the command line or the YAML names is not there, or can't be.
     """
     from qwen_chat import chat_settings
-    from qwen_chatml import DEFAULT_SYSTEM
+    from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
     from qwen_session import Session
     config = load_config(args)
     settings = chat_settings(build_config(config), **generation_options(args))

@@ -8,7 +8,7 @@ from functools import partial
 from mindformers.mindformer_book import MindFormerBook
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from qwen_tokenizer import IM_END, IM_START, QwenTokenizer
+from qwen_mindspore.text.tokenizer import IM_END, IM_START, QwenTokenizer
 
 __all__ = ["DEFAULT_SYSTEM", "ChatMLTokenizer", "decode_tokens", "get_stop_words_ids", "make_context"]
 
