@@ -338,7 +338,7 @@ def _memory():
 def buildable_kernels(names):
     """Those of the kernel sets named, or else of all, that this machine's device runs and that can be built here."""
     from qwen_config import QwenConfig
-    from qwen_kernels import build_kernels, runnable_kernels
+    from qwen_mindspore.kernels import build_kernels, runnable_kernels
 
     buildable = []
     for name in runnable_kernels():

@@ -12,13 +12,13 @@ import audit_ascend
 import mindspore as ms
 import numpy as np
 import pytest
-import qwen_kernels
+from qwen_mindspore import kernels as qwen_kernels
 from audit_ascend import audit, documentation, load_config, main, roofline
 from conftest import ROOT
 from mindspore import Tensor, ops
 from qwen_config import QwenConfig
-from qwen_kernels.ascend import AscendKernels
-from qwen_kernels.portable import PortableKernels
+from qwen_mindspore.kernels.ascend import AscendKernels
+from qwen_mindspore.kernels.portable import PortableKernels
 from qwen_model import QwenForCausalLM
 from qwen_mindspore.checkpoint.packing import dequantise
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 from qwen_engine import BlockPool, Engine, Output, Request
-from qwen_kernels import runnable_kernels
+from qwen_mindspore.kernels import runnable_kernels
 from qwen_settings import GenerationSettings
 
 SEQ_LENGTH, BLOCK_SIZE, POOL = 160, 4, 44

@@ -12,9 +12,9 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from qwen_config import QwenConfig
-from qwen_kernels import build_kernels, runnable_kernels
-from qwen_kernels.cpu import build_library
-from qwen_kernels.portable import PortableKernels
+from qwen_mindspore.kernels import build_kernels, runnable_kernels
+from qwen_mindspore.kernels.cpu import build_library
+from qwen_mindspore.kernels.portable import PortableKernels
 from qwen_mindspore.checkpoint.packing import dequantise
 
 TOLERANCE = 2e-5

@@ -79,7 +79,7 @@ class QwenConfig(LlamaConfig):
         emb_dropout_prob (float): Dropout of the embeddings in training. Default: 0.
         tie_word_embeddings (bool): The head is the embedding. Default: False.
         chat_format (str): "raw" for a base model, "chatml" for a chat model, None where nobody said. Default: "raw".
-        kernels (str): The kernel set: "auto" or a name listed in `qwen_kernels`. Default: "auto".
+        kernels (str): The kernel set: "auto" or a name listed in `kernels`. Default: "auto".
         use_cache_quantization (bool): Keep keys and values in 8 bits: a quarter of a float32 cache, and half of a
             16-bit one, scales aside. Only with `use_past`. Default: False.
         quantization (dict): How weights are quantised: see `checkpoint.packing.Quantization`. A checkpoint's config.json

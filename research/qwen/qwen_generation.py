@@ -205,7 +205,7 @@ class QwenGeneration:
             queries (np.ndarray): [B], how many of them are each sequence's.
             lengths (np.ndarray): [B], tokens that each sequence has then; what stands before its queries is cached.
             prompt_lengths (np.ndarray): [B], what dynamic NTK goes by.
-            block_tables (np.ndarray): [B, blocks of seq_length], see `qwen_kernels`.
+            block_tables (np.ndarray): [B, blocks of seq_length], see `kernels`.
 
         Returns:
             np.ndarray, logits [B, vocab_size] of each sequence's last token.

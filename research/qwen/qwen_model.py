@@ -16,7 +16,7 @@ from qwen_mindspore.text import tokenizer as qwen_tokenizer  # noqa: F401
 from qwen_checkpoint import load_weights, prepare_weights
 from qwen_config import QwenConfig
 from qwen_generation import QwenGeneration
-from qwen_kernels import build_kernels
+from qwen_mindspore.kernels import build_kernels
 from qwen_linear import build_embedding, build_linear
 from qwen_mindspore.checkpoint.packing import agreed_quantization
 from qwen_rotary import RotaryTables
@@ -202,7 +202,7 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
         labels (Tensor): int32 [B, S], `ignore_token_id` where nothing is to be learnt; position i is learnt from
             what stands before it. Default in training: `input_ids`, without padding.
         batch_valid_length (Tensor): int32, B values: tokens of each sequence, those of this call included.
-        block_tables (Tensor): int32 [B, blocks], see `qwen_kernels`. Only with `use_past`.
+        block_tables (Tensor): int32 [B, blocks], see `kernels`. Only with `use_past`.
         slot_mapping (Tensor): int32 [T], the cache slot of each token of this call. Only with `use_past`.
         prompt_lengths (Tensor): int32 [B], the lengths that dynamic NTK goes by; in decoding it goes by the prefill's.
             Default: `batch_valid_length`, or S.

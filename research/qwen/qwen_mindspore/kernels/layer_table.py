@@ -14,7 +14,7 @@ class LayerTable:
     hundreds of inputs, of which MindSpore takes a microsecond each to hand them over.
 
     Args:
-        layers (list): (attention, feed_forward, caches) of each layer, see `qwen_kernels`.
+        layers (list): (attention, feed_forward, caches) of each layer, see `kernels`.
         quantization (Quantization or None): Of the weights.
     """
 

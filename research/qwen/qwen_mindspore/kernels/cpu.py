@@ -11,8 +11,8 @@ import mindspore as ms
 from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType
 
-from qwen_kernels.layer_table import LayerTable
-from qwen_kernels.portable import PortableKernels
+from qwen_mindspore.kernels.layer_table import LayerTable
+from qwen_mindspore.kernels.portable import PortableKernels
 from qwen_mindspore.checkpoint.packing import unpack
 
 __all__ = ["CpuKernels", "KernelsUnavailable", "build_library"]
@@ -71,7 +71,7 @@ def _cpu():
 
 class CpuKernels(PortableKernels):
     """
-    See `qwen_kernels` for the operations and their shapes; float32 only. All layers are one operator, linears and norms
+    See `kernels` for the operations and their shapes; float32 only. All layers are one operator, linears and norms
     are others; a layer alone is portable around those. The kernels have no gradients, so in training the portable
     operations stand in.
 

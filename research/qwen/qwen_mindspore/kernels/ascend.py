@@ -54,7 +54,7 @@ from mindspore.ops.auto_generate import (
     WeightQuantBatchMatmul,
 )
 
-from qwen_kernels.portable import PortableKernels
+from qwen_mindspore.kernels.portable import PortableKernels
 from qwen_mindspore.checkpoint.packing import pack, unpack
 
 __all__ = ["AscendKernels"]
@@ -66,7 +66,7 @@ MOST_QUANTISED = 65535  # inputs, and outputs, of WeightQuantBatchMatmul
 
 class AscendKernels(PortableKernels):
     """
-    See `qwen_kernels` for the operations, and this module for what stands for them. q, k and v travel from `norm_qkv`
+    See `kernels` for the operations, and this module for what stands for them. q, k and v travel from `norm_qkv`
     to `attend` as three tensors.
 
     Args:

@@ -14,7 +14,7 @@ MASKED = -1e30
 
 
 class PortableKernels(nn.Cell):
-    """See `qwen_kernels` for the operations and their shapes."""
+    """See `kernels` for the operations and their shapes."""
 
     reads_whole_tables = True
     faster_whole_prefill = False

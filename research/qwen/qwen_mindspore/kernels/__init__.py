@@ -81,9 +81,9 @@ import os
 import mindspore as ms
 from mindformers.tools.logger import logger
 
-from qwen_kernels.ascend import AscendKernels
-from qwen_kernels.cpu import CpuKernels, KernelsUnavailable
-from qwen_kernels.portable import PortableKernels
+from qwen_mindspore.kernels.ascend import AscendKernels
+from qwen_mindspore.kernels.cpu import CpuKernels, KernelsUnavailable
+from qwen_mindspore.kernels.portable import PortableKernels
 
 __all__ = ["KERNEL_SETS", "build_kernels", "runnable_kernels"]
 
