@@ -83,7 +83,7 @@ def load_config(path, dtype=None, soc="910B", batch_size=1):
     """
     import mindspore as ms
 
-    from qwen_config import QwenConfig
+    from qwen_mindspore.model.config import QwenConfig
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config")
@@ -140,7 +140,7 @@ def build_graph(config, phase):
     from mindspore.graph.api import _cell_graph_executor
     from mindspore.nn.utils import no_init_parameters
 
-    from qwen_model import QwenForCausalLM
+    from qwen_mindspore.model.graph import QwenForCausalLM
 
     forced = os.environ.pop("QWEN_KERNELS", None)
     try:

@@ -116,7 +116,7 @@ def checkpoint_digest(checkpoint):
     A digest by which a checkpoint is known again: of its files' sizes and of 64 pieces of each, spread evenly. Reading
     all of a large model would take longer than loading it.
     """
-    from qwen_checkpoint import checkpoint_files
+    from qwen_mindspore.model.load import checkpoint_files
     digest = hashlib.sha256()
     for path in checkpoint_files(checkpoint):
         size, piece = path.stat().st_size, 2**16

@@ -28,14 +28,14 @@ class Ours:
     packages = ("mindspore", "mindformers")
 
     def __init__(self):
-        import qwen_model  # noqa: F401
+        from qwen_mindspore.model import graph as qwen_model  # noqa: F401
 
     def load(self, job):
         """Build the model, with a cache that just holds the longest job."""
         import mindspore as ms
 
-        from qwen_config import QwenConfig
-        from qwen_model import QwenForCausalLM
+        from qwen_mindspore.model.config import QwenConfig
+        from qwen_mindspore.model.graph import QwenForCausalLM
 
         ms.set_context(mode=ms.GRAPH_MODE)
         sequences = [(1, tokens + 1) for tokens in job["prompts"]]
@@ -100,7 +100,7 @@ class Torch:
     def __init__(self):
         import torch
 
-        import torch_qwen
+        from qwen_mindspore.model import torch_qwen
 
         torch.set_num_threads(os.cpu_count())
         self.torch, self.model_class = torch, torch_qwen.TorchQwen
@@ -147,7 +147,7 @@ class Transformers:
 
     def load(self, job):
         """From the Hugging Face folder, or random weights; q, k and v apart."""
-        import torch_qwen
+        from qwen_mindspore.model import torch_qwen
 
         if job["hf"]:
             config = json.loads(Path(job["hf"], "config.json").read_text(encoding="utf-8"))
@@ -337,7 +337,7 @@ def _memory():
 
 def buildable_kernels(names):
     """Those of the kernel sets named, or else of all, that this machine's device runs and that can be built here."""
-    from qwen_config import QwenConfig
+    from qwen_mindspore.model.config import QwenConfig
     from qwen_mindspore.kernels import build_kernels, runnable_kernels
 
     buildable = []

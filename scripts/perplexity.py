@@ -142,7 +142,7 @@ def make_config(args, changes):
     Raises:
         ValueError: A setting that a model's config does not have.
     """
-    from qwen_config import QwenConfig
+    from qwen_mindspore.model.config import QwenConfig
 
     changes = dict(changes)
     config = load_config(argparse.Namespace(

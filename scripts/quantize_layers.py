@@ -15,7 +15,7 @@ from qwen_mindspore.checkpoint import files as checkpoint_io  # noqa: E402
 from qwen_mindspore.checkpoint.names import HF_LAYER, Piece, hf_to_ms, linear_name, linears, ms_to_hf  # noqa: E402
 from quantizers import Levels, dequantise, gptq, round_to_nearest  # noqa: E402
 from qwen_mindspore.checkpoint.packing import EMBEDDING, pack  # noqa: E402
-from torch_qwen import TorchQwen  # noqa: E402
+from qwen_mindspore.model.torch_qwen import TorchQwen  # noqa: E402
 
 HEAD = "lm_head"
 BATCH_TOKENS = 8192  # that go through a layer at once

@@ -58,8 +58,8 @@ def tiny_ckpt(tiny_hf):
 @pytest.fixture(scope="session")
 def build_tiny(tiny_checkpoint):
     """A function that builds the golden model, with settings that differ from its config.json."""
-    from qwen_config import QwenConfig
-    from qwen_model import QwenForCausalLM
+    from qwen_mindspore.model.config import QwenConfig
+    from qwen_mindspore.model.graph import QwenForCausalLM
 
     def build(**overrides):
         config = QwenConfig.from_hf_config(TINY, checkpoint_name_or_path=str(tiny_checkpoint), **overrides)

@@ -16,10 +16,10 @@ from qwen_mindspore import kernels as qwen_kernels
 from audit_ascend import audit, documentation, load_config, main, roofline
 from conftest import ROOT
 from mindspore import Tensor, ops
-from qwen_config import QwenConfig
+from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.kernels.ascend import AscendKernels
 from qwen_mindspore.kernels.portable import PortableKernels
-from qwen_model import QwenForCausalLM
+from qwen_mindspore.model.graph import QwenForCausalLM
 from qwen_mindspore.checkpoint.packing import dequantise
 
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if "_int" not in path.stem)

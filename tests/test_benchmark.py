@@ -17,7 +17,7 @@ from qwen_mindspore.checkpoint import gguf as qwen_gguf
 from checkpoint_helpers import random_tensors, write_hf_folder
 from conftest import ROOT, TINY
 from qwen_mindspore.checkpoint.names import hf_shapes
-from torch_qwen import TorchQwen
+from qwen_mindspore.model.torch_qwen import TorchQwen
 
 RATES = {"bandwidth": 100.0, "matmul": 1000.0}
 SIZES = {"weight_bytes": 900, "step_bytes": 800, "cache_bytes": 64, "cache_bytes_per_token": 4, "step_parameters": 200,

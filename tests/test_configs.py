@@ -4,7 +4,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from mindformers.tools.register.config import MindFormerConfig
-from qwen_config import QwenConfig
+from qwen_mindspore.model.config import QwenConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 QUANTISED = [path for path in CONFIGS if "_int" in path.stem]

@@ -96,7 +96,7 @@ from mindspore import context
 from mindformers import LlamaConfig
 from mindformers.tools.register.config import MindFormerConfig
 
-from qwen_model import QwenForCausalLM
+from qwen_mindspore.model.graph import QwenForCausalLM
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 context.set_context(mode=ms.GRAPH_MODE, device_target="CPU", device_id=0)
@@ -123,7 +123,7 @@ import tiktoken
 import mindspore as ms
 from mindformers.tools.register.config import MindFormerConfig
 from mindformers.models.llama.llama_config import LlamaConfig
-from qwen_model import QwenForCausalLM
+from qwen_mindspore.model.graph import QwenForCausalLM
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 config = MindFormerConfig("./run/run_qwen_7b.yaml")
@@ -171,7 +171,7 @@ from mindformers.tools.register.config import MindFormerConfig
 
 from mindformers.models.llama.llama_config import LlamaConfig
 
-from qwen_model import QwenForCausalLM
+from qwen_mindspore.model.graph import QwenForCausalLM
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 from qwen_chat import chat
 

@@ -16,7 +16,7 @@ from qwen_mindspore.checkpoint.names import hf_to_ms, linear_name, ms_to_hf
 from qwen_mindspore.checkpoint.packing import Quantization, dequantise
 from quantize import check_gptq_shapes, parse_args, quantize, working_folder
 from safetensors.torch import load_file
-from torch_qwen import TorchQwen
+from qwen_mindspore.model.torch_qwen import TorchQwen
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want " * 8
 LENGTH = 32
@@ -107,8 +107,8 @@ def test_gptq_keeps_the_logits_closer_than_rounding(tiny_checkpoint, text, tmp_p
 
 def test_the_model_computes_with_what_was_written(tiny_checkpoint, text, tmp_path):
     import mindspore as ms
-    from qwen_config import QwenConfig
-    from qwen_model import QwenForCausalLM
+    from qwen_mindspore.model.config import QwenConfig
+    from qwen_mindspore.model.graph import QwenForCausalLM
 
     folder = run(tiny_checkpoint, tmp_path / "out", "--group_size", 32, "--desc_act", "--quantize_head",
                  "--quantize_embedding", text=text)

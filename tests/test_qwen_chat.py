@@ -10,7 +10,7 @@ import pytest
 import qwen_chat
 from mindformers.models.llama import LlamaConfig
 from qwen_chat import Reply, chat, chat_batch, chat_settings, chat_stream, make_context, stream_reply
-from qwen_config import QwenConfig
+from qwen_mindspore.model.config import QwenConfig
 from qwen_engine import Output
 from qwen_settings import GenerationSettings
 from qwen_mindspore.text.tokenizer import QwenTokenizer

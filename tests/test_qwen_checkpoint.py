@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 from convert_weight import convert_weight
-from qwen_checkpoint import checkpoint_files, load_weights
-from qwen_config import QwenConfig
-from qwen_model import QwenForCausalLM
+from qwen_mindspore.model.load import checkpoint_files, load_weights
+from qwen_mindspore.model.config import QwenConfig
+from qwen_mindspore.model.graph import QwenForCausalLM
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import pytest
 from conftest import TINY
 from mindformers import LlamaConfig
-from qwen_config import QwenConfig
+from qwen_mindspore.model.config import QwenConfig
 
 
 def test_both_vocabularies_of_names_say_the_same():

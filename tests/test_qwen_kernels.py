@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from qwen_config import QwenConfig
+from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.kernels import build_kernels, runnable_kernels
 from qwen_mindspore.kernels.cpu import build_library
 from qwen_mindspore.kernels.portable import PortableKernels

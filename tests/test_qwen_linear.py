@@ -14,10 +14,10 @@ from conftest import DATA
 from convert_weight import convert_weight
 from gptq_helpers import CONFIG, NAMES, random_model, settings, write_gptq_folder
 from mindspore import Tensor, ops
-from qwen_config import QwenConfig
+from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.kernels import runnable_kernels
-from qwen_linear import Embedding, Linear, QuantEmbedding, QuantLinear
-from qwen_model import QwenForCausalLM
+from qwen_mindspore.model.linear import Embedding, Linear, QuantEmbedding, QuantLinear
+from qwen_mindspore.model.graph import QwenForCausalLM
 from qwen_mindspore.checkpoint.packing import dequantise, pack
 from safetensors.torch import load_file, save_file
 

@@ -13,8 +13,8 @@ from conftest import TINY
 from convert_weight import convert_weight
 from mindformers import GenerationConfig, LlamaConfig
 from mindspore import Parameter, Tensor, nn, ops
-from qwen_config import QwenConfig
-from qwen_model import QwenForCausalLM
+from qwen_mindspore.model.config import QwenConfig
+from qwen_mindspore.model.graph import QwenForCausalLM
 from safetensors.torch import save_file
 
 TOLERANCE = 1e-4

@@ -3,8 +3,8 @@ import math
 
 import numpy as np
 import pytest
-from qwen_config import QwenConfig
-from qwen_rotary import RotaryTables, ntk_alphas
+from qwen_mindspore.model.config import QwenConfig
+from qwen_mindspore.model.rotary import RotaryTables, ntk_alphas
 
 
 def reference_alpha(length, window):

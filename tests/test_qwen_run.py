@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 from mindformers.models.llama import LlamaConfig
-from qwen_config import QwenConfig
+from qwen_mindspore.model.config import QwenConfig
 from qwen_run import (
     add_common_options,
     add_generation_options,

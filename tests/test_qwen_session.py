@@ -4,7 +4,7 @@ import json
 import pytest
 import qwen_session
 from qwen_chat import Reply, chat_settings
-from qwen_config import QwenConfig
+from qwen_mindspore.model.config import QwenConfig
 from qwen_session import CLEAR_SCREEN, COMMAND_NAMES, Question, Session, load_conversation, save_conversation
 from qwen_settings import GenerationSettings
 from qwen_mindspore.text.tokenizer import QwenTokenizer

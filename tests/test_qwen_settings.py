@@ -3,7 +3,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from qwen_config import QwenConfig
+from qwen_mindspore.model.config import QwenConfig
 from qwen_settings import GenerationSettings, check_sampling
 
 CHAT_7B = {"chat_format": "chatml", "eos_token_id": 151643, "pad_token_id": 151643, "max_window_size": 6144,

@@ -11,7 +11,7 @@ import warnings
 
 
 class _AfterMindFormers(importlib.abc.MetaPathFinder):
-    """Lets MindFormers be imported as ever, then imports `qwen_model`."""
+    """Lets MindFormers be imported as ever, then imports `model.graph`."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname != "mindformers":

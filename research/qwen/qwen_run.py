@@ -86,7 +86,7 @@ def load_config(args):
     """
     from mindformers.tools.register.config import MindFormerConfig
 
-    from qwen_checkpoint import checkpoint_files
+    from qwen_mindspore.model.load import checkpoint_files
     if not Path(args.config).is_file():
         raise FileNotFoundError(f"--config {args.config}: no such file; the shipped ones are in {CONFIGS}")
     config = MindFormerConfig(args.config)
@@ -151,13 +151,13 @@ def build_config(config):
     """The model's config, a QwenConfig or a LlamaConfig, of a config from `load_config`."""
     from mindformers.models.build_config import build_model_config
 
-    import qwen_config  # noqa: F401  registered with MindFormers
+    from qwen_mindspore.model import config as qwen_config  # noqa: F401  registered with MindFormers
     return build_model_config(config.model.model_config)
 
 
 def build_model(config):
     """The model of a config from `load_config`, with its weights, ready to answer. Call `set_context` before."""
-    from qwen_model import QwenForCausalLM
+    from qwen_mindspore.model.graph import QwenForCausalLM
     model = QwenForCausalLM(build_config(config))
     model.set_train(False)
     return model

@@ -100,7 +100,7 @@ def predict(args):
     """
     from mindformers import Trainer
 
-    import qwen_model  # noqa: F401  registers the model with MindFormers
+    from qwen_mindspore.model import graph as qwen_model  # noqa: F401  registers the model with MindFormers
     prompts = read_prompts(args.predict_data)
     config = load_config(args)
     set_context(config)

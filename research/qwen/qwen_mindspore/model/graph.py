@@ -13,13 +13,13 @@ from mindspore.nn.utils import no_init_parameters
 
 from qwen_mindspore.text import processor as qwen_processor  # noqa: F401  registered with the model, so that one import serves a whole YAML
 from qwen_mindspore.text import tokenizer as qwen_tokenizer  # noqa: F401
-from qwen_checkpoint import load_weights, prepare_weights
-from qwen_config import QwenConfig
+from qwen_mindspore.model.load import load_weights, prepare_weights
+from qwen_mindspore.model.config import QwenConfig
 from qwen_generation import QwenGeneration
 from qwen_mindspore.kernels import build_kernels
-from qwen_linear import build_embedding, build_linear
+from qwen_mindspore.model.linear import build_embedding, build_linear
 from qwen_mindspore.checkpoint.packing import agreed_quantization
-from qwen_rotary import RotaryTables
+from qwen_mindspore.model.rotary import RotaryTables
 
 __all__ = ["QwenForCausalLM", "QwenModel"]
 
@@ -338,13 +338,13 @@ class QwenForCausalLM(QwenGeneration, PreTrainedModel):
             layer.add_flags(is_first_iteration=is_first_iteration)
 
     def load_checkpoint(self, config):
-        """Load `config.checkpoint_name_or_path`, if there is one: see `qwen_checkpoint.load_weights`."""
+        """Load `config.checkpoint_name_or_path`, if there is one: see `model.load.load_weights`."""
         if config.checkpoint_name_or_path:
             load_weights(self, config.checkpoint_name_or_path)
             self.init_parameters_data()
 
     def fuse_weight_from_ckpt(self, ckpt_dict):
-        """What the Trainer calls with a checkpoint before it loads it: see `qwen_checkpoint.prepare_weights`."""
+        """What the Trainer calls with a checkpoint before it loads it: see `model.load.prepare_weights`."""
         return prepare_weights(self, ckpt_dict)
 
     def set_train(self, mode=True):
