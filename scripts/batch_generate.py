@@ -70,7 +70,7 @@ def parse_args(argv=None):
 
 def load_settings(args, config):
     """The GenerationSettings of every row; ValueError for a value that one can't have."""
-    from qwen_settings import GenerationSettings
+    from qwen_mindspore.generate.settings import GenerationSettings
     settings = GenerationSettings.load(build_config(config), **generation_options(args))
     if args.parse_special and settings.chat_format != "raw":
         raise ValueError("--parse_special: this is a chat model, and in ChatML what a user types stays text; with "
@@ -131,7 +131,7 @@ def checkpoint_digest(checkpoint):
 def build_worker(args, config):
     """The Worker of one process, with a model of its own."""
     from batch_worker import Worker
-    from qwen_engine import Engine
+    from qwen_mindspore.generate.engine import Engine
     set_context(config)
     size_model(args, config)
     engine = Engine(build_model(config), max_batch=args.batch_size)

@@ -7,7 +7,7 @@ import numpy as np
 
 from batch_journal import ANSWER, ERROR
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, get_stop_words_ids, make_context
-from qwen_engine import Request
+from qwen_mindspore.generate.engine import Request
 from qwen_mindspore.text.stream import TextStream
 
 __all__ = ["Result", "RowOptions", "Worker", "answer_all"]

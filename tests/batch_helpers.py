@@ -2,7 +2,7 @@
 import random
 from types import SimpleNamespace
 
-from qwen_engine import Output
+from qwen_mindspore.generate.engine import Output
 
 
 class FakeEngine:

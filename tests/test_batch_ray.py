@@ -14,7 +14,7 @@ from batch_journal import ANSWER, ERROR, Journal
 from batch_ray import Actor
 from batch_worker import RowOptions, Worker
 from conftest import ROOT
-from qwen_settings import GenerationSettings
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 

@@ -8,8 +8,8 @@ from batch_journal import ANSWER, ERROR
 from batch_records import Record
 from batch_worker import RowOptions, Worker, answer_all, split_messages
 from qwen_mindspore.text.chatml import make_context
-from qwen_engine import Engine
-from qwen_settings import GenerationSettings
+from qwen_mindspore.generate.engine import Engine
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 CHAT, RAW = GenerationSettings(chat_format="chatml"), GenerationSettings()

@@ -11,8 +11,8 @@ import qwen_chat
 from mindformers.models.llama import LlamaConfig
 from qwen_chat import Reply, chat, chat_batch, chat_settings, chat_stream, make_context, stream_reply
 from qwen_mindspore.model.config import QwenConfig
-from qwen_engine import Output
-from qwen_settings import GenerationSettings
+from qwen_mindspore.generate.engine import Output
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 STOPS = [256, 257, 258]

@@ -9,9 +9,9 @@ from collections import Counter
 import numpy as np
 import pytest
 from conftest import TINY
-from qwen_engine import BlockPool, Engine, Output, Request
+from qwen_mindspore.generate.engine import BlockPool, Engine, Output, Request
 from qwen_mindspore.kernels import runnable_kernels
-from qwen_settings import GenerationSettings
+from qwen_mindspore.generate.settings import GenerationSettings
 
 SEQ_LENGTH, BLOCK_SIZE, POOL = 160, 4, 44
 GREEDY = json.loads((TINY / "greedy.json").read_text())

@@ -4,8 +4,8 @@ import pytest
 from mindformers import GenerationConfig
 from mindformers.generation import GenerationMixin
 from mindformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
-from qwen_generation import sample
-from qwen_settings import check_sampling
+from qwen_mindspore.generate.loop import sample
+from qwen_mindspore.generate.settings import check_sampling
 
 VOCABULARY = 2000
 

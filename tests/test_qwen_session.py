@@ -6,7 +6,7 @@ import qwen_session
 from qwen_chat import Reply, chat_settings
 from qwen_mindspore.model.config import QwenConfig
 from qwen_session import CLEAR_SCREEN, COMMAND_NAMES, Question, Session, load_conversation, save_conversation
-from qwen_settings import GenerationSettings
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 SETTINGS = GenerationSettings(chat_format="chatml", max_new_tokens=20, stop_words_ids=[[1]])

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from qwen_mindspore.model.config import QwenConfig
-from qwen_settings import GenerationSettings, check_sampling
+from qwen_mindspore.generate.settings import GenerationSettings, check_sampling
 
 CHAT_7B = {"chat_format": "chatml", "eos_token_id": 151643, "pad_token_id": 151643, "max_window_size": 6144,
            "max_new_tokens": 512, "do_sample": True, "top_k": 0, "top_p": 0.8, "repetition_penalty": 1.1,

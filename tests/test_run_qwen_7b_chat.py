@@ -7,7 +7,7 @@ import terminals
 from conftest import ROOT
 from qwen_chat import Reply, chat_batch
 from qwen_session import Question, Session
-from qwen_settings import GenerationSettings
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_terminal import UNPRINTABLE
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 from run_qwen_7b_chat import main, parse_args, talk

@@ -14,8 +14,8 @@ from qwen_mindspore.text.chatml import (
     get_stop_words_ids,
     make_context,
 )
-from qwen_engine import Engine, Request
-from qwen_settings import GenerationSettings
+from qwen_mindspore.generate.engine import Engine, Request
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.stream import TextStream
 
 __all__ = ["ChatMLTokenizer", "Reply", "chat", "chat_batch", "chat_settings", "chat_stream", "decode_tokens",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from qwen_chat import stream_reply
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
-from qwen_settings import GenerationSettings
+from qwen_mindspore.generate.settings import GenerationSettings
 
 __all__ = ["CLEAR_SCREEN", "COMMAND_NAMES", "Question", "Session", "growth", "load_conversation",
            "save_conversation"]

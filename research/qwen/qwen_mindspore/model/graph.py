@@ -15,7 +15,7 @@ from qwen_mindspore.text import processor as qwen_processor  # noqa: F401  regis
 from qwen_mindspore.text import tokenizer as qwen_tokenizer  # noqa: F401
 from qwen_mindspore.model.load import load_weights, prepare_weights
 from qwen_mindspore.model.config import QwenConfig
-from qwen_generation import QwenGeneration
+from qwen_mindspore.generate.loop import QwenGeneration
 from qwen_mindspore.kernels import build_kernels
 from qwen_mindspore.model.linear import build_embedding, build_linear
 from qwen_mindspore.checkpoint.packing import agreed_quantization

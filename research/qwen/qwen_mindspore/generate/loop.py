@@ -12,7 +12,7 @@ from mindformers.generation.utils import GenerateOutput
 from mindformers.tools.logger import logger
 from mindspore import Tensor
 
-from qwen_settings import check_sampling
+from qwen_mindspore.generate.settings import check_sampling
 
 __all__ = ["QwenGeneration", "check_prompt", "penalise", "sample"]
 

@@ -25,8 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from mindformers.tools.logger import logger
 
-from qwen_generation import check_prompt, penalise, sample
-from qwen_settings import GenerationSettings
+from qwen_mindspore.generate.loop import check_prompt, penalise, sample
+from qwen_mindspore.generate.settings import GenerationSettings
 
 __all__ = ["BlockPool", "Engine", "Output", "Request", "Stats"]
 
