@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import pytest
-from qwen_chat import make_context
+from qwen_mindspore.chat.chat import make_context
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 OLD_YAML = """
@@ -173,7 +173,7 @@ from mindformers.models.llama.llama_config import LlamaConfig
 
 from qwen_mindspore.model.graph import QwenForCausalLM
 from qwen_mindspore.text.tokenizer import QwenTokenizer
-from qwen_chat import chat
+from qwen_mindspore.chat.chat import chat
 
 ms.set_context(mode=ms.GRAPH_MODE, device_target='CPU', device_id=0)
 ms.set_context(ascend_config={"precision_mode": "must_keep_origin_dtype"})

@@ -7,9 +7,9 @@ import random
 from types import SimpleNamespace
 
 import pytest
-import qwen_chat
+from qwen_mindspore.chat import chat as qwen_chat
 from mindformers.models.llama import LlamaConfig
-from qwen_chat import Reply, chat, chat_batch, chat_settings, chat_stream, make_context, stream_reply
+from qwen_mindspore.chat.chat import Reply, chat, chat_batch, chat_settings, chat_stream, make_context, stream_reply
 from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.generate.engine import Output
 from qwen_mindspore.generate.settings import GenerationSettings

@@ -2,10 +2,10 @@
 import json
 
 import pytest
-import qwen_session
-from qwen_chat import Reply, chat_settings
+from qwen_mindspore.chat import session as qwen_session
+from qwen_mindspore.chat.chat import Reply, chat_settings
 from qwen_mindspore.model.config import QwenConfig
-from qwen_session import CLEAR_SCREEN, COMMAND_NAMES, Question, Session, load_conversation, save_conversation
+from qwen_mindspore.chat.session import CLEAR_SCREEN, COMMAND_NAMES, Question, Session, load_conversation, save_conversation
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 

@@ -5,7 +5,7 @@ import textwrap
 
 import pyte
 import pytest
-from qwen_terminal import Wrapped, _history
+from qwen_mindspore.chat.terminal import Wrapped, _history
 
 
 def shown(pieces, columns=20, begun=""):

@@ -5,10 +5,10 @@ import sys
 import pytest
 import terminals
 from conftest import ROOT
-from qwen_chat import Reply, chat_batch
-from qwen_session import Question, Session
+from qwen_mindspore.chat.chat import Reply, chat_batch
+from qwen_mindspore.chat.session import Question, Session
 from qwen_mindspore.generate.settings import GenerationSettings
-from qwen_terminal import UNPRINTABLE
+from qwen_mindspore.chat.terminal import UNPRINTABLE
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 from run_qwen_7b_chat import main, parse_args, talk
 

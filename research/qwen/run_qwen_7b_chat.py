@@ -47,9 +47,9 @@ def build_session(args):
     Raises:
         FileNotFoundError, ValueError: What the command line or the YAML names is not there, or can't be.
     """
-    from qwen_chat import chat_settings
+    from qwen_mindspore.chat.chat import chat_settings
     from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
-    from qwen_session import Session
+    from qwen_mindspore.chat.session import Session
     config = load_config(args)
     settings = chat_settings(build_config(config), **generation_options(args))
     set_context(config)
@@ -84,7 +84,7 @@ class Pipe:
 
     def answer(self, replies):
         """Print an answer while it grows, and return the last Reply."""
-        from qwen_session import growth
+        from qwen_mindspore.chat.session import growth
         for piece, reply in growth(replies):
             print(piece, end="", file=self.answers, flush=True)
         print(file=self.answers, flush=True)
@@ -92,7 +92,7 @@ class Pipe:
 
     def say(self, text):
         """What is not an answer."""
-        from qwen_session import CLEAR_SCREEN
+        from qwen_mindspore.chat.session import CLEAR_SCREEN
         if text != CLEAR_SCREEN:
             print(text, file=sys.stderr, flush=True)
 
@@ -111,7 +111,7 @@ def talk(session, console, independent=False):
         console (Pipe or Terminal): Where lines come from and answers go.
         independent (bool): Begin a new conversation with each question.
     """
-    from qwen_session import Question
+    from qwen_mindspore.chat.session import Question
     for line in console.lines():
         if not line.strip():
             continue
@@ -162,7 +162,7 @@ def main(argv=None):
             with _notice("Loading the model ..."):
                 session, config = build_session(args)
             if is_terminal:
-                from qwen_terminal import Terminal
+                from qwen_mindspore.chat.terminal import Terminal
                 console = Terminal(answers, args.input_history)
             else:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads may stop reading, as with any filter

@@ -18,7 +18,7 @@ from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.utils import get_cwidth
 
-from qwen_session import CLEAR_SCREEN, COMMAND_NAMES, growth
+from qwen_mindspore.chat.session import CLEAR_SCREEN, COMMAND_NAMES, growth
 
 __all__ = ["UNPRINTABLE", "Terminal", "Wrapped"]
 

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen_chat import stream_reply
+from qwen_mindspore.chat.chat import stream_reply
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
 from qwen_mindspore.generate.settings import GenerationSettings
 
@@ -55,7 +55,7 @@ class Session:
 
     Args:
         model (QwenForCausalLM), tokenizer (QwenTokenizer): answer.
-        settings (GenerationSettings): as `qwen_chat.chat_settings` gives them; `:conf reset` comes back to them.
+        settings (GenerationSettings): as `chat.chat.chat_settings` gives them; `:conf reset` comes back to them.
         system (str): the system message.
 
     Attributes:
@@ -100,7 +100,7 @@ class Session:
         what there is of the answer.
 
         Raises:
-            ValueError: see `qwen_chat.chat`; at once.
+            ValueError: see `chat.chat.chat`; at once.
         """
         return self._keep(str(query), stream_reply(self.model, self.tokenizer, str(query), self.history, self.system,
                                                    self.settings, chat_format=self.settings.chat_format))
