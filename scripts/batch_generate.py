@@ -18,8 +18,8 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "research" / "qwen")]
 
-from batch_journal import ANSWER, ERROR, Journal
-from batch_records import FORMATS, count_records, file_format, read_records, sha256
+from qwen_mindspore.batch.journal import ANSWER, ERROR, Journal
+from qwen_mindspore.batch.records import FORMATS, count_records, file_format, read_records, sha256
 from qwen_run import (
     add_common_options,
     add_generation_options,
@@ -80,7 +80,7 @@ def load_settings(args, config):
 
 def row_options(args):
     """The RowOptions of the command line."""
-    from batch_worker import RowOptions
+    from qwen_mindspore.batch.worker import RowOptions
     from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
     return RowOptions(args.prompt_column, args.id_column, DEFAULT_SYSTEM if args.system is None else args.system,
                       args.parse_special)
@@ -130,7 +130,7 @@ def checkpoint_digest(checkpoint):
 
 def build_worker(args, config):
     """The Worker of one process, with a model of its own."""
-    from batch_worker import Worker
+    from qwen_mindspore.batch.worker import Worker
     from qwen_mindspore.generate.engine import Engine
     set_context(config)
     size_model(args, config)
@@ -244,10 +244,10 @@ def generate(args):
 def _answer(args, config, format, journal, total):
     """Answer the rows that the journal lacks."""
     if args.ray:
-        from batch_ray import answer_on_ray
+        from qwen_mindspore.batch.ray_data import answer_on_ray
         answers = answer_on_ray(args, config, format, journal)
     else:
-        from batch_worker import answer_all
+        from qwen_mindspore.batch.worker import answer_all
         worker = build_worker(args, config)
         answers = answer_all(worker, read_records(args.input, format, args.prompt_column, skip=journal))
     progress = Progress(total, sum(journal.counts.values()), FORMATS[format].place)

@@ -13,11 +13,11 @@ import time
 import pytest
 
 import batch_generate
-import batch_journal
+from qwen_mindspore.batch import journal as batch_journal
 from batch_generate import checkpoint_digest, main, parse_args
 from batch_helpers import FakeEngine
-from batch_journal import Journal
-from batch_worker import Worker
+from qwen_mindspore.batch.journal import Journal
+from qwen_mindspore.batch.worker import Worker
 from conftest import ROOT
 from qwen_run import build_tokenizer
 

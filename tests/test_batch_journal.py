@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-import batch_journal
-from batch_journal import ANSWER, ERROR, Journal, dump_json
+from qwen_mindspore.batch import journal as batch_journal
+from qwen_mindspore.batch.journal import ANSWER, ERROR, Journal, dump_json
 from conftest import ROOT
 
 FINGERPRINT = {"input": "abc", "settings": {"temperature": 0.5, "stop_words_ids": ((1,), (2, 3))}}

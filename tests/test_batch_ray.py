@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-import batch_ray
+from qwen_mindspore.batch import ray_data as batch_ray
 from batch_generate import main, parse_args
 from batch_helpers import FakeEngine
-from batch_journal import ANSWER, ERROR, Journal
-from batch_ray import Actor
-from batch_worker import RowOptions, Worker
+from qwen_mindspore.batch.journal import ANSWER, ERROR, Journal
+from qwen_mindspore.batch.ray_data import Actor
+from qwen_mindspore.batch.worker import RowOptions, Worker
 from conftest import ROOT
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.tokenizer import QwenTokenizer

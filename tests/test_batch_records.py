@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-import batch_records
-from batch_records import count_records, file_format, read_records, sha256
+from qwen_mindspore.batch import records as batch_records
+from qwen_mindspore.batch.records import count_records, file_format, read_records, sha256
 
 BOM = b"\xef\xbb\xbf"
 PROMPTS = ["你好", 'a "quote", a comma', "two\nlines", "🙂 é é", "  spaces  "]

@@ -4,9 +4,9 @@ import random
 import pytest
 
 from batch_helpers import FakeEngine
-from batch_journal import ANSWER, ERROR
-from batch_records import Record
-from batch_worker import RowOptions, Worker, answer_all, split_messages
+from qwen_mindspore.batch.journal import ANSWER, ERROR
+from qwen_mindspore.batch.records import Record
+from qwen_mindspore.batch.worker import RowOptions, Worker, answer_all, split_messages
 from qwen_mindspore.text.chatml import make_context
 from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings

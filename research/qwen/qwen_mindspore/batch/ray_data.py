@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from batch_journal import dump_json
-from batch_records import Record, read_records
-from batch_worker import Result
+from qwen_mindspore.batch.journal import dump_json
+from qwen_mindspore.batch.records import Record, read_records
+from qwen_mindspore.batch.worker import Result
 
 __all__ = ["answer_on_ray"]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from batch_journal import ANSWER, ERROR
+from qwen_mindspore.batch.journal import ANSWER, ERROR
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, get_stop_words_ids, make_context
 from qwen_mindspore.generate.engine import Request
 from qwen_mindspore.text.stream import TextStream
