@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-import quantize_layers
+from qwen_mindspore.quantize import layers as quantize_layers
 import torch
 from checkpoint_helpers import load_folder
 from conftest import ROOT

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-import quantizers
+from qwen_mindspore.quantize import quantizers
 from qwen_mindspore.checkpoint.packing import Quantization, pack
 from qwen_mindspore.checkpoint.packing import dequantise as dequantise_packed
-from quantizers import dequantise, gptq, round_to_nearest
+from qwen_mindspore.quantize.quantizers import dequantise, gptq, round_to_nearest
 
 OUTPUTS, INPUTS, TOKENS = 12, 40, 300
 

@@ -13,7 +13,7 @@ from tqdm import tqdm  # noqa: E402
 
 from qwen_mindspore.checkpoint import files as checkpoint_io  # noqa: E402
 from qwen_mindspore.checkpoint.names import HF_LAYER, Piece, hf_to_ms, linear_name, linears, ms_to_hf  # noqa: E402
-from quantizers import Levels, dequantise, gptq, round_to_nearest  # noqa: E402
+from qwen_mindspore.quantize.quantizers import Levels, dequantise, gptq, round_to_nearest  # noqa: E402
 from qwen_mindspore.checkpoint.packing import EMBEDDING, pack  # noqa: E402
 from qwen_mindspore.model.torch_qwen import TorchQwen  # noqa: E402
 
