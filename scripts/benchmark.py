@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import benchmark_report
+from qwen_mindspore.bench import report as benchmark_report
 from qwen_mindspore.checkpoint import gguf as qwen_gguf
 from qwen_mindspore.checkpoint.demo_model import MODEL_NAME, default_cache
 
@@ -299,7 +299,7 @@ def measure(contestants, rounds):
 
 
 def benchmark(args):
-    """Run everything; returns the report, see `benchmark_report.make_report`."""
+    """Run everything; returns the report, see `bench.report.make_report`."""
     model, contestants = plan(args)
     rates, figures = measure(contestants, args.repeat)
     settings = {"prompts": args.prompts, "batches": args.batches, "context": CONTEXT, "new_tokens": args.new_tokens,

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 import benchmark
-import benchmark_report
+from qwen_mindspore.bench import report as benchmark_report
 from qwen_mindspore.checkpoint import gguf as qwen_gguf
 from checkpoint_helpers import random_tensors, write_hf_folder
 from conftest import ROOT, TINY
