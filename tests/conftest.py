@@ -39,7 +39,7 @@ def tiny_hf(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_hf):
     """The golden model as convert_weight.py writes it: a folder of safetensors with its vocabulary."""
-    from convert_weight import convert_weight
+    from qwen_mindspore.cli.convert import convert_weight
     out = tiny_hf.parent / "ms"
     convert_weight(str(tiny_hf), str(out))
     return out
@@ -48,7 +48,7 @@ def tiny_checkpoint(tiny_hf):
 @pytest.fixture(scope="session")
 def tiny_ckpt(tiny_hf):
     """The golden model as one .ckpt, alone in its folder with its vocabulary."""
-    from convert_weight import convert_weight
+    from qwen_mindspore.cli.convert import convert_weight
     out = tiny_hf.parent / "ms_ckpt" / "qwen.ckpt"
     out.parent.mkdir()
     convert_weight(str(tiny_hf), str(out))

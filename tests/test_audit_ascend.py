@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections import Counter
 
-import audit_ascend
+from qwen_mindspore.cli import audit as audit_ascend
 import mindspore as ms
 import numpy as np
 import pytest
 from qwen_mindspore import kernels as qwen_kernels
-from audit_ascend import audit, documentation, load_config, main, roofline
+from qwen_mindspore.cli.audit import audit, documentation, load_config, main, roofline
 from conftest import ROOT
 from mindspore import Tensor, ops
 from qwen_mindspore.model.config import QwenConfig

@@ -12,14 +12,14 @@ import time
 
 import pytest
 
-import batch_generate
+from qwen_mindspore.cli import batch as batch_generate
 from qwen_mindspore.batch import journal as batch_journal
-from batch_generate import checkpoint_digest, main, parse_args
+from qwen_mindspore.cli.batch import checkpoint_digest, main, parse_args
 from batch_helpers import FakeEngine
 from qwen_mindspore.batch.journal import Journal
 from qwen_mindspore.batch.worker import Worker
 from conftest import ROOT
-from qwen_run import build_tokenizer
+from qwen_mindspore.cli.options import build_tokenizer
 
 PROMPTS = [f"row {i} " + "0123456789abcdef"[:i % 16] for i in range(30)]
 BAD = {4: "no JSON", 11: '{"prompt": ""}', 12: json.dumps({"prompt": "x" * 300}), 30: '{"text": 1}'}

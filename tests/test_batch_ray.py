@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from qwen_mindspore.batch import ray_data as batch_ray
-from batch_generate import main, parse_args
+from qwen_mindspore.cli.batch import main, parse_args
 from batch_helpers import FakeEngine
 from qwen_mindspore.batch.journal import ANSWER, ERROR, Journal
 from qwen_mindspore.batch.ray_data import Actor

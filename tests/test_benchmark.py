@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-import benchmark
+from qwen_mindspore.cli import benchmark
 from qwen_mindspore.bench import report as benchmark_report
 from qwen_mindspore.checkpoint import gguf as qwen_gguf
 from checkpoint_helpers import random_tensors, write_hf_folder

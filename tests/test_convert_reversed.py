@@ -10,8 +10,8 @@ import mindspore as ms
 import pytest
 import torch
 from checkpoint_helpers import CONFIG, load_folder, random_tensors, same_bits, write_hf_folder
-from convert_reversed import convert_reversed
-from convert_weight import convert_weight
+from qwen_mindspore.cli.export import convert_reversed
+from qwen_mindspore.cli.convert import convert_weight
 from safetensors import safe_open
 
 TINY = Path(__file__).parent / "data/tiny_qwen"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_helpers import CONFIG, bits, load_folder, random_tensors, save, write_hf_folder
-from convert_weight import convert_weight
+from qwen_mindspore.cli.convert import convert_weight
 from qwen_mindspore.checkpoint.names import hf_to_ms
 
 SCRIPT = Path(checkpoint_io.__file__).with_name("convert_weight.py")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from checkpoint_helpers import load_folder, same_bits, save
 from conftest import DATA
-from convert_reversed import convert_reversed
-from convert_weight import convert_weight
+from qwen_mindspore.cli.export import convert_reversed
+from qwen_mindspore.cli.convert import convert_weight
 from gptq_helpers import CONFIG, NAMES, W1, random_model, settings, write_gptq_folder
 from qwen_mindspore.checkpoint.names import hf_to_ms
 from qwen_mindspore.checkpoint.packing import dequantise

@@ -3,11 +3,11 @@ import importlib.util
 import json
 
 import numpy as np
-import perplexity
+from qwen_mindspore.cli import perplexity
 import pytest
 import torch
 from conftest import TINY
-from perplexity import TokenLosses, main, parse_args, plot, windows
+from qwen_mindspore.cli.perplexity import TokenLosses, main, parse_args, plot, windows
 from reference_qwen import forward
 from safetensors.torch import load_file
 

@@ -11,10 +11,10 @@ from qwen_mindspore.quantize import layers as quantize_layers
 import torch
 from checkpoint_helpers import load_folder
 from conftest import ROOT
-from convert_weight import convert_weight
+from qwen_mindspore.cli.convert import convert_weight
 from qwen_mindspore.checkpoint.names import hf_to_ms, linear_name, ms_to_hf
 from qwen_mindspore.checkpoint.packing import Quantization, dequantise
-from quantize import check_gptq_shapes, parse_args, quantize, working_folder
+from qwen_mindspore.cli.quantize import check_gptq_shapes, parse_args, quantize, working_folder
 from safetensors.torch import load_file
 from qwen_mindspore.model.torch_qwen import TorchQwen
 

@@ -3,7 +3,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import TINY
-from convert_weight import convert_weight
+from qwen_mindspore.cli.convert import convert_weight
 from qwen_mindspore.model.load import checkpoint_files, load_weights
 from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.model.graph import QwenForCausalLM

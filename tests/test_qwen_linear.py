@@ -11,7 +11,7 @@ import pytest
 import reference_qwen
 import torch
 from conftest import DATA
-from convert_weight import convert_weight
+from qwen_mindspore.cli.convert import convert_weight
 from gptq_helpers import CONFIG, NAMES, random_model, settings, write_gptq_folder
 from mindspore import Tensor, ops
 from qwen_mindspore.model.config import QwenConfig

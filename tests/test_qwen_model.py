@@ -10,7 +10,7 @@ import pytest
 import reference_qwen
 import torch
 from conftest import TINY
-from convert_weight import convert_weight
+from qwen_mindspore.cli.convert import convert_weight
 from mindformers import GenerationConfig, LlamaConfig
 from mindspore import Parameter, Tensor, nn, ops
 from qwen_mindspore.model.config import QwenConfig

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from mindformers.models.llama import LlamaConfig
 from qwen_mindspore.model.config import QwenConfig
-from qwen_run import (
+from qwen_mindspore.cli.options import (
     add_common_options,
     add_generation_options,
     build_config,
@@ -69,7 +69,7 @@ def test_standard_output_has_answers_and_nothing_else():
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT / "research/qwen")!r})
-from qwen_run import stdout_for_answers
+from qwen_mindspore.cli.options import stdout_for_answers
 with stdout_for_answers(verbose=False) as answers:
     print("log of python")
     os.write(1, b"log of C++")

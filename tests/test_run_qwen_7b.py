@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, TINY
 from qwen_mindspore.text.chatml import make_context
 from qwen_mindspore.text.tokenizer import QwenTokenizer
-from run_qwen_7b import main, parse_args, read_prompts
+from qwen_mindspore.cli.predict import main, parse_args, read_prompts
 
 PROMPT = "Once upon a time"
 

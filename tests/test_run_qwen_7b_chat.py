@@ -10,7 +10,7 @@ from qwen_mindspore.chat.session import Question, Session
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.chat.terminal import UNPRINTABLE
 from qwen_mindspore.text.tokenizer import QwenTokenizer
-from run_qwen_7b_chat import main, parse_args, talk
+from qwen_mindspore.cli.chat import main, parse_args, talk
 
 PROGRAM = ROOT / "research/qwen/run_qwen_7b_chat.py"
 LONG = {"seq_length": 32768, "max_position_embeddings": 32768, "use_dynamic_ntk": False, "use_logn_attn": False}

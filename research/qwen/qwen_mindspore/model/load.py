@@ -20,7 +20,7 @@ def checkpoint_files(path):
     The files of a checkpoint: the file itself, or the `.safetensors` files, else the `.ckpt` files, of a folder.
 
     Args:
-        path (str): A `.ckpt` or `.safetensors` file, or a folder, as `convert_weight.py` writes them.
+        path (str): A `.ckpt` or `.safetensors` file, or a folder, as `cli.convert.py` writes them.
 
     Returns:
         list[Path], sorted by name.

@@ -377,7 +377,7 @@ def _columns(row):
 
 def main(argv=None):
     """The command. Returns the exit code: 1 where there are findings, 2 where the audit can't be made."""
-    from qwen_run import stdout_for_answers
+    from qwen_mindspore.cli.options import stdout_for_answers
 
     args = parse_args(argv)
     os.environ.setdefault("GLOG_v", "3")

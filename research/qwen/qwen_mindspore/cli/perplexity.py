@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT / "research/qwen")]
 import numpy as np  # noqa: E402
 
 from qwen_mindspore.bench.report import import_pyplot, output_problem  # noqa: E402
-from qwen_run import (  # noqa: E402
+from qwen_mindspore.cli.options import (  # noqa: E402
     add_common_options,
     build_model,
     build_tokenizer,

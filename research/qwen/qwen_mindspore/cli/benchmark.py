@@ -180,7 +180,7 @@ def _converted(hf):
     """The MindSpore checkpoint of a Hugging Face folder."""
     checkpoint = _cached(hf, "-ms")
     if not (checkpoint / "model.safetensors.index.json").is_file():
-        from convert_weight import convert_weight
+        from qwen_mindspore.cli.convert import convert_weight
         say(f"converting {hf} to {checkpoint}")
         convert_weight(hf, checkpoint)
     return checkpoint

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from qwen_run import (
+from qwen_mindspore.cli.options import (
     add_common_options,
     boolean,
     build_tokenizer,

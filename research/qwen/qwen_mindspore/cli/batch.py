@@ -20,7 +20,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "research" / "qwen")]
 
 from qwen_mindspore.batch.journal import ANSWER, ERROR, Journal
 from qwen_mindspore.batch.records import FORMATS, count_records, file_format, read_records, sha256
-from qwen_run import (
+from qwen_mindspore.cli.options import (
     add_common_options,
     add_generation_options,
     build_config,

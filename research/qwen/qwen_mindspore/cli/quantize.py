@@ -23,11 +23,11 @@ sys.path[:0] = [str(ROOT / "convert"), str(ROOT / "research/qwen")]
 import numpy as np  # noqa: E402
 
 from qwen_mindspore.checkpoint import files as checkpoint_io  # noqa: E402
-from convert_reversed import save_hf  # noqa: E402
+from qwen_mindspore.cli.export import save_hf  # noqa: E402
 from qwen_mindspore.checkpoint.names import Piece, hf_to_ms, linears  # noqa: E402
 from qwen_mindspore.quantize.layers import HEAD, Run, Source, WithParts  # noqa: E402
 from qwen_mindspore.checkpoint.packing import EMBEDDING, LAYERS, Quantization  # noqa: E402
-from qwen_run import positive_int, stdout_for_answers  # noqa: E402
+from qwen_mindspore.cli.options import positive_int, stdout_for_answers  # noqa: E402
 from qwen_mindspore.text.files import encode_texts, read_texts  # noqa: E402
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from qwen_run import (
+from qwen_mindspore.cli.options import (
     add_common_options,
     add_generation_options,
     build_config,
