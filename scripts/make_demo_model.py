@@ -1,7 +1,7 @@
-"""Make the demo model, a small trained chat model as a Hugging Face Qwen folder: `python scripts/make_demo_model.py`."""
+"""`python scripts/make_demo_model.py --help` says what it does."""
 import sys
 
-from qwen_mindspore.checkpoint.demo_model import main
+from qwen_mindspore.cli.demo_model import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,8 +18,9 @@ if [ "$(cat "$ROOT/.venv/installed" 2>/dev/null)" != "$WANTED" ]; then
     "$BASE" -m venv "$ROOT/.venv"
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt" >&2
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps -e "$ROOT" >&2
-    # MindFormers finds a model by its registered name: here that of Qwen is known as soon as MindFormers is imported.
-    echo "import qwen_register" > "$("$PYTHON" -c 'import site; print(site.getsitepackages()[0])')/qwen_register.pth"
+    # Programs that know MindFormers alone find Qwen there: see qwen_mindspore/register.py.
+    echo "import importlib.util; importlib.util.find_spec('qwen_mindspore') and __import__('qwen_mindspore.register')" \
+        > "$("$PYTHON" -c 'import site; print(site.getsitepackages()[0])')/qwen_register.pth"
     echo "$WANTED" > "$ROOT/.venv/installed"
 fi
 

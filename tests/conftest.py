@@ -1,12 +1,8 @@
-"""What several test files share: the golden model, checkpoints of it, and a place for MindFormers' logs."""
+"""The golden model and checkpoints of it, and a place for MindFormers' logs."""
 import os
-import sys
 import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("LOG_MF_PATH", tempfile.mkdtemp(prefix="qwen-test-log-"))
-sys.path[:0] = [str(ROOT / "research/qwen"), str(ROOT / "convert"), str(ROOT / "scripts"), str(ROOT / "tests")]
 
 import base64  # noqa: E402
 import gc  # noqa: E402
@@ -15,8 +11,7 @@ import shutil  # noqa: E402
 import pytest  # noqa: E402
 import yaml  # noqa: E402
 
-DATA = ROOT / "tests/data"
-TINY = DATA / "tiny_qwen"
+from helpers import ROOT, TINY  # noqa: E402
 
 
 def pytest_collection_finish():
@@ -39,7 +34,7 @@ def tiny_hf(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_hf):
     """The golden model as convert_weight.py writes it: a folder of safetensors with its vocabulary."""
-    from qwen_mindspore.cli.convert import convert_weight
+    from qwen_mindspore.checkpoint.convert import convert_weight
     out = tiny_hf.parent / "ms"
     convert_weight(str(tiny_hf), str(out))
     return out
@@ -48,7 +43,7 @@ def tiny_checkpoint(tiny_hf):
 @pytest.fixture(scope="session")
 def tiny_ckpt(tiny_hf):
     """The golden model as one .ckpt, alone in its folder with its vocabulary."""
-    from qwen_mindspore.cli.convert import convert_weight
+    from qwen_mindspore.checkpoint.convert import convert_weight
     out = tiny_hf.parent / "ms_ckpt" / "qwen.ckpt"
     out.parent.mkdir()
     convert_weight(str(tiny_hf), str(out))
@@ -58,8 +53,8 @@ def tiny_ckpt(tiny_hf):
 @pytest.fixture(scope="session")
 def build_tiny(tiny_checkpoint):
     """A function that builds the golden model, with settings that differ from its config.json."""
+    from qwen_mindspore.generate.loop import QwenForCausalLM
     from qwen_mindspore.model.config import QwenConfig
-    from qwen_mindspore.model.graph import QwenForCausalLM
 
     def build(**overrides):
         config = QwenConfig.from_hf_config(TINY, checkpoint_name_or_path=str(tiny_checkpoint), **overrides)

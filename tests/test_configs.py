@@ -2,12 +2,13 @@
 import mindspore as ms
 import pytest
 import yaml
-from conftest import ROOT
 from mindformers.tools.register.config import MindFormerConfig
+
+from helpers import ROOT
 from qwen_mindspore.model.config import QwenConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-QUANTISED = [path for path in CONFIGS if "_int" in path.stem]
+QUANTIZED = [path for path in CONFIGS if "_int" in path.stem]
 
 # hidden, layers, heads, head size, intermediate_size, vocabulary, seq_length, rotary base, NTK and LogN
 PUBLISHED = {
@@ -61,13 +62,13 @@ def keys(tree, prefix=""):
 
 
 def test_all_are_built_from_the_same_keys_in_the_same_order():
-    whole = [path for path in CONFIGS if path not in QUANTISED]
+    whole = [path for path in CONFIGS if path not in QUANTIZED]
     assert len(whole) == 9
     assert len({tuple(keys(yaml.safe_load(path.read_text()))) for path in whole}) == 1
 
 
-@pytest.mark.parametrize("path", QUANTISED, ids=lambda path: path.stem)
-def test_quantised_models_are_the_chat_models_but_for_their_weights(path):
+@pytest.mark.parametrize("path", QUANTIZED, ids=lambda path: path.stem)
+def test_quantized_models_are_the_chat_models_but_for_their_weights(path):
     model, _, bits = path.stem.removeprefix("predict_qwen_").rpartition("_int")
     config, usual = load(f"{model}_int{bits}"), load(model)
     assert config.quantization == {"bits": int(bits), "group_size": 128}
@@ -75,6 +76,6 @@ def test_quantised_models_are_the_chat_models_but_for_their_weights(path):
     assert config.to_dict() == usual.to_dict()
 
 
-def test_each_chat_model_has_both_quantised_ones():
-    assert {path.stem for path in QUANTISED} == {
+def test_each_chat_model_has_both_quantized_ones():
+    assert {path.stem for path in QUANTIZED} == {
         f"predict_qwen_{name}_chat_int{bits}" for name in PUBLISHED for bits in (4, 8)}

@@ -22,6 +22,9 @@ import zlib
 from array import array
 from pathlib import Path
 
+from qwen_mindspore.common.files import sync_folder
+from qwen_mindspore.common.text import shown
+
 __all__ = ["ANSWER", "ERROR", "Journal", "dump_json"]
 
 HEADER, ANSWER, ERROR = "H", "A", "E"
@@ -110,7 +113,7 @@ class Journal:
         _replace(self.meta, [json.dumps({**self.fingerprint, "rows": counts}, indent=2).encode() + b"\n"])
         self._copy(ANSWER, self.out)
         self.path.unlink()
-        _sync_folder(self.out.parent)
+        sync_folder(self.out.parent)
         self.is_complete = True
 
     def close(self):
@@ -134,7 +137,7 @@ class Journal:
             os.ftruncate(self._file, 0)
             self._write(0, HEADER, self.fingerprint)
             self.sync()
-            _sync_folder(self.out.parent)
+            sync_folder(self.out.parent)
 
     def _read(self):
         """Find the finished rows, and cut off what is not whole. Returns the fingerprint of line 0, None without one."""
@@ -155,7 +158,7 @@ class Journal:
 
     def _check(self, place, begun):
         """ValueError where a run was begun with another fingerprint."""
-        changes = [f"{name} was {_shown(old)}, is {_shown(new)} now"
+        changes = [f"{name} was {shown(old)}, is {shown(new)} now"
                    for name, old, new in _differences(begun, self.fingerprint)]
         if changes:
             raise ValueError(f"{place}: not made with these settings: {'; '.join(changes)}. Go on with the same, name "
@@ -245,15 +248,7 @@ def _replace(path, lines):
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)
 
 
 def _differences(old, new, name=""):
@@ -263,8 +258,3 @@ def _differences(old, new, name=""):
     names = [*old, *(key for key in new if key not in old)]
     return [found for key in names
             for found in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
-
-
-def _shown(value):
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -3,22 +3,21 @@ import json
 import logging
 import os
 import queue
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
+from qwen_mindspore.batch.assemble import build_worker
 from qwen_mindspore.batch.journal import dump_json
 from qwen_mindspore.batch.records import Record, read_records
 from qwen_mindspore.batch.worker import Result
+from qwen_mindspore.common.progress import say
+from qwen_mindspore.generate.build import load_config
 
 __all__ = ["answer_on_ray"]
 
 GROUPS_AT_ONCE = 3  # groups of rows that an actor has: while the last rows of one finish, those of the next are at work
 READ_AHEAD = 2**24  # bytes of rows and answers between the stages
-HERE = Path(__file__).resolve().parent
-MODULES = [str(HERE), str(HERE.parent / "research" / "qwen")]
 
 
 def answer_on_ray(args, config, format, journal):
@@ -51,8 +50,7 @@ def answer_on_ray(args, config, format, journal):
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actors = ActorPoolStrategy(size=args.ray_actors, max_tasks_in_flight_per_actor=GROUPS_AT_ONCE,
                                max_concurrent_calls_per_actor=GROUPS_AT_ONCE, enable_true_multi_threading=True)
-    environment = {"PYTHONPATH": os.pathsep.join([*MODULES, os.environ.get("PYTHONPATH", "")]),
-                   "GLOG_v": os.environ.get("GLOG_v", "3")}
+    environment = {"GLOG_v": os.environ.get("GLOG_v", "3")}
     if "NPU" not in resources.get("resources", {}):
         environment["QWEN_NUM_THREADS"] = str(max(1, int(resources["num_cpus"])))
     groups = from_items([0]).map_batches(
@@ -102,15 +100,14 @@ def _resources(args, config, ray):
         wanted = {"CPU": max(1.0, min(largest, there.get("CPU", 0) // args.ray_actors))}
     for name, amount in wanted.items():
         if amount * args.ray_actors > there.get(name, 0):
-            print(f"batch_generate: {args.ray_actors} actors take {name}={amount:g} each and the cluster has "
-                  f"{there.get(name, 0):g}: those that find no place wait for it", file=sys.stderr)
+            say("batch_generate", f"{args.ray_actors} actors take {name}={amount:g} each and the cluster has "
+                                  f"{there.get(name, 0):g}: those that find no place wait for it")
     cpus = wanted.pop("CPU", 0.0 if wanted else 1.0)
     return {"num_cpus": cpus, "resources": wanted} if wanted else {"num_cpus": cpus}
 
 
 def _read_groups(_, args, format, finished):
     """The rows of a file that are not finished, in groups of as many as a model answers at once."""
-    sys.path[:0] = MODULES
     group = []
     for record in read_records(args.input, format, args.prompt_column, skip=_Finished(finished)):
         group.append([record.number, record.fields, record.error, record.source])
@@ -173,6 +170,4 @@ class Actor:
 
 
 def _build_worker(args):
-    from qwen_mindspore.cli.batch import build_worker
-    from qwen_mindspore.cli.options import load_config
-    return build_worker(args, load_config(args))
+    return build_worker(args, load_config(args.config, args.load_checkpoint, args.device_target, args.device_id))

@@ -1,7 +1,6 @@
 """Rows of JSONL, JSON, CSV, Parquet and text files of any size, one after the other; and what cannot be read as one."""
 import codecs
 import csv
-import hashlib
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import ijson
 
-__all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records", "sha256"]
+__all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records"]
 
 LONGEST = 16 * 2**20  # bytes of a line, characters of a CSV field: what is longer is no prompt but a broken file
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
@@ -72,15 +71,6 @@ def read_records(path, format, prompt_column=None, skip=()):
 def count_records(path, format, prompt_column=None):
     """How many rows there are, those among them that can't be read. ValueError as for `read_records`."""
     return FORMATS[format].count(path, prompt_column)
-
-
-def sha256(path):
-    """The digest of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class Rows:

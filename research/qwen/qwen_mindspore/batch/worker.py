@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from qwen_mindspore.batch.journal import ANSWER, ERROR
-from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, get_stop_words_ids, make_context
+from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.engine import Request
+from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, get_stop_words_ids, make_context
 from qwen_mindspore.text.stream import TextStream
 
 __all__ = ["Result", "RowOptions", "Worker", "answer_all"]
@@ -254,7 +255,7 @@ def split_messages(messages):
     """
     expected = "messages: expected a list of {role, content}: system or not, then user and assistant by turns, user last"
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f"{expected}; found {_shown(messages)}")
+        raise ValueError(f"{expected}; found {shown(messages)}")
     roles = [message.get("role") for message in messages]
     has_system = roles[:1] == ["system"]
     turns = roles[has_system:]
@@ -269,7 +270,7 @@ def split_messages(messages):
 
 def _check_text(name, value):
     if not isinstance(value, str):
-        raise ValueError(f"{name}: expected text, found {_shown(value)}")  # noqa: TRY004  it is a bad row
+        raise ValueError(f"{name}: expected text, found {shown(value)}")  # noqa: TRY004  it is a bad row
 
 
 def _check_history(history):
@@ -278,7 +279,7 @@ def _check_history(history):
     is_turns = isinstance(history, list) and all(
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in history)
     if not is_turns:
-        raise ValueError(f"history: expected a list of [question, answer], found {_shown(history)}")
+        raise ValueError(f"history: expected a list of [question, answer], found {shown(history)}")
 
 
 def _parsed(value):
@@ -288,7 +289,7 @@ def _parsed(value):
     try:
         return json.loads(value)
     except ValueError:
-        raise ValueError(f"expected JSON, found {_shown(value)}") from None
+        raise ValueError(f"expected JSON, found {shown(value)}") from None
 
 
 def _setting(name, value):
@@ -301,8 +302,3 @@ def _setting(name, value):
         return json.loads(value.lower() if name == "do_sample" else value)
     except ValueError:
         return value  # `override` refuses it by name
-
-
-def _shown(value):
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -16,9 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "research/qwen"), str(ROOT / "convert")]
-
 WARM_UP_TOKENS = 3
 
 
@@ -28,14 +25,14 @@ class Ours:
     packages = ("mindspore", "mindformers")
 
     def __init__(self):
-        from qwen_mindspore.model import graph as qwen_model  # noqa: F401
+        import qwen_mindspore.generate.loop  # noqa: F401
 
     def load(self, job):
         """Build the model, with a cache that just holds the longest job."""
         import mindspore as ms
 
+        from qwen_mindspore.generate.loop import QwenForCausalLM
         from qwen_mindspore.model.config import QwenConfig
-        from qwen_mindspore.model.graph import QwenForCausalLM
 
         ms.set_context(mode=ms.GRAPH_MODE)
         sequences = [(1, tokens + 1) for tokens in job["prompts"]]
@@ -337,8 +334,8 @@ def _memory():
 
 def buildable_kernels(names):
     """Those of the kernel sets named, or else of all, that this machine's device runs and that can be built here."""
-    from qwen_mindspore.model.config import QwenConfig
     from qwen_mindspore.kernels import build_kernels, runnable_kernels
+    from qwen_mindspore.model.config import QwenConfig
 
     buildable = []
     for name in runnable_kernels():

@@ -1,10 +1,11 @@
 """From the figures of benchmark.py's contestants to its report: medians, floors, table and plot."""
 import datetime
-import importlib.util
 import os
 import platform
 import statistics
 from pathlib import Path
+
+from qwen_mindspore.common.plots import import_pyplot
 
 
 def step_floor(rates, work):
@@ -142,24 +143,6 @@ def _start_rows(contestants):
         unit = 1e9 if kind == "memory_bytes" else 1
         for title, key in zip(titles, next(iter(contestants.values()))[kind]):
             yield title, [f"{figures[kind][key]['median'] / unit:.2f}" for figures in contestants.values()]
-
-
-def output_problem(json, plot):
-    """What keeps a report and its plot from being written to these paths, None where not wanted; None if nothing."""
-    for path in filter(None, (json, plot)):
-        if not path.resolve().parent.is_dir():
-            return f"{path}: there is no folder {path.resolve().parent}"
-    if plot and importlib.util.find_spec("matplotlib") is None:
-        return "--plot needs matplotlib: pip install matplotlib"
-    return None
-
-
-def import_pyplot():
-    """matplotlib's pyplot, which draws into files."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    return pyplot
 
 
 def plot(report, path):

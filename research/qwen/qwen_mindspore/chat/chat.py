@@ -7,6 +7,8 @@ import contextlib
 import copy
 from dataclasses import dataclass
 
+from qwen_mindspore.generate.engine import Engine, Request
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import (
     DEFAULT_SYSTEM,
     ChatMLTokenizer,
@@ -14,8 +16,6 @@ from qwen_mindspore.text.chatml import (
     get_stop_words_ids,
     make_context,
 )
-from qwen_mindspore.generate.engine import Engine, Request
-from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.stream import TextStream
 
 __all__ = ["ChatMLTokenizer", "Reply", "chat", "chat_batch", "chat_settings", "chat_stream", "decode_tokens",

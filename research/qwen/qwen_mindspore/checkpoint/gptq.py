@@ -1,6 +1,6 @@
 """AutoGPTQ's checkpoints as the packed tensors of `checkpoint.packing`, and the way back.
 
-A quantised linear P of `inputs` -> `outputs` has in AutoGPTQ's files
+A quantized linear P of `inputs` -> `outputs` has in AutoGPTQ's files
 
     P.qweight  int32 [inputs * bits / 32, outputs]  32 bits hold inputs that follow each other, the first one lowest
     P.qzeros   int32 [groups, outputs * bits / 32]  the same of outputs; each is the zero less one, but for "gptq_v2"
@@ -16,10 +16,19 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from qwen_mindspore.checkpoint.files import read_json
-from qwen_mindspore.checkpoint.names import EMBEDDING_NAME, MS_LAYER, Piece, Tensor, linears, ms_to_hf
+
 from qwen_mindspore.checkpoint.formats import FLOATS, Stored
-from qwen_mindspore.checkpoint.packing import LAYERS, PACKED_TYPES, Quantization, dequantise, pack, sort_by_group, unpack
+from qwen_mindspore.checkpoint.names import EMBEDDING_NAME, MS_LAYER, Piece, Tensor, linears, ms_to_hf
+from qwen_mindspore.checkpoint.packing import (
+    LAYERS,
+    PACKED_TYPES,
+    Quantization,
+    dequantize,
+    pack,
+    sort_by_group,
+    unpack,
+)
+from qwen_mindspore.common.files import read_json
 
 # What a quantize_config.json has besides, and AutoGPTQ's defaults for it.
 OTHER_SETTINGS = {"damp_percent": 0.01, "static_groups": False, "true_sequential": True, "model_name_or_path": None}
@@ -28,17 +37,17 @@ STORED_TYPES = {"qweight": ("int32",), "qzeros": ("int32",), "scales": FLOATS, "
 
 
 def read_settings(folder, config):
-    """How a Hugging Face folder is quantised, by its quantize_config.json and `quantization_config` in config.json.
+    """How a Hugging Face folder is quantized, by its quantize_config.json and `quantization_config` in config.json.
 
     Args:
         folder: Path of the folder.
         config: the dict of its config.json.
 
     Returns:
-        The dict of settings, or None if the model is not quantised.
+        The dict of settings, or None if the model is not quantized.
 
     Raises:
-        ValueError: the two contradict each other, or say that it is quantised in a way that is not read here.
+        ValueError: the two contradict each other, or say that it is quantized in a way that is not read here.
     """
     inside, path = config.get("quantization_config"), folder / "quantize_config.json"
     beside = read_json(path) if path.is_file() else None
@@ -51,14 +60,14 @@ def read_settings(folder, config):
                              "fetch the two files of one model")
     settings = beside | inside
     if settings.get("quant_method", "gptq") != "gptq":
-        raise ValueError(f"{folder}: quantised by {settings['quant_method']!r}, expected 'gptq': "
-                         "convert the unquantised model")
+        raise ValueError(f"{folder}: quantized by {settings['quant_method']!r}, expected 'gptq': "
+                         "convert the unquantized model")
     form = "marlin" if settings.get("is_marlin_format") else settings.get("checkpoint_format") or "gptq"
     if form not in FORMATS:
         raise ValueError(f"{folder}: checkpoint_format is {form!r}, expected {' or '.join(FORMATS)}: "
                          "fetch the checkpoint that was made without it")
     if settings.get("dynamic"):
-        raise ValueError(f"{folder}: quantised with `dynamic`, a setting for each module, which is not read here")
+        raise ValueError(f"{folder}: quantized with `dynamic`, a setting for each module, which is not read here")
     try:
         Quantization.from_dict(settings)
     except ValueError as error:
@@ -92,14 +101,14 @@ class PackedCheckpoint:
             self._check(name, outputs, inputs, quantization)
         self._linears = {name: linear for name, linear in every.items() if f"{name}.weight" not in checkpoint.tensors}
         if not self._linears:
-            raise ValueError(f"{self.place}: no tensor is quantised, though the config says so: "
+            raise ValueError(f"{self.place}: no tensor is quantized, though the config says so: "
                              "is it the config.json of this checkpoint?")
         self._orders = {name: self._read_order(name, linear[2], quantization)
                         for name, linear in self._linears.items()}
         is_reordered = any(not np.array_equal(order, np.arange(len(order))) for order in self._orders.values())
-        quantised = {part for parts, _, _ in self._linears.values() for part in parts}
+        quantized = {part for parts, _, _ in self._linears.values() for part in parts}
         self._format = replace(quantization, desc_act=is_reordered,
-                               quantized=_patterns(quantised, config["num_hidden_layers"], every))
+                               quantized=_patterns(quantized, config["num_hidden_layers"], every))
         half = 2 ** (quantization.bits - 1)
         if quantization.sym and not all((self._zeros(name) == half).all() for name in self._linears):
             self._format = replace(self._format, sym=False)
@@ -134,15 +143,15 @@ class PackedCheckpoint:
         rows = {"weight": self._weight, "zeros": self._zeros, "order": self._orders.get}[kind](linear)
         return torch.from_numpy(np.ascontiguousarray(rows[first:last]))
 
-    def dequantised(self, name, first, last):
-        """float32 rows `first` to `last` of the weight of a quantised linear, as numpy array."""
+    def dequantized(self, name, first, last):
+        """float32 rows `first` to `last` of the weight of a quantized linear, as numpy array."""
         weight, scales, zeros = (self.read(f"{name}.{kind}", first, last) for kind in ("weight", "scales", "zeros"))
         order = self._orders[name] if self._format.desc_act else None
-        return dequantise(weight.numpy(), scales.float().numpy(), zeros.numpy(), self._format.bits,
+        return dequantize(weight.numpy(), scales.float().numpy(), zeros.numpy(), self._format.bits,
                           self._format.group_size, order)
 
-    def quantised(self):
-        """{name: (outputs, inputs)} of the quantised linears."""
+    def quantized(self):
+        """{name: (outputs, inputs)} of the quantized linears."""
         return {name: shape for name, (_, *shape) in self._linears.items()}
 
     def _weight(self, linear):
@@ -161,7 +170,7 @@ class PackedCheckpoint:
         return self._source.read(name, 0, self._source.tensors[name].shape[0])
 
     def _check(self, name, outputs, inputs, quantization):
-        """ValueError where a linear is neither a whole ordinary one nor a whole quantised one."""
+        """ValueError where a linear is neither a whole ordinary one nor a whole quantized one."""
         tensors, bits, groups = self._source.tensors, quantization.bits, quantization.groups(inputs)
         kinds = {"qweight": (inputs * bits // 32, outputs), "qzeros": (groups, outputs * bits // 32),
                  "scales": (groups, outputs)}
@@ -215,13 +224,13 @@ class PackedCheckpoint:
                              "is this a checkpoint of the Qwen that config.json describes?")
 
 
-class DequantisedCheckpoint:
-    """A PackedCheckpoint as an ordinary one, the quantised weights in float32: float16 is what AutoGPTQ rounds to."""
+class DequantizedCheckpoint:
+    """A PackedCheckpoint as an ordinary one, the quantized weights in float32: float16 is what AutoGPTQ rounds to."""
 
     def __init__(self, packed):
         self.files, self.place, self._packed = packed.files, packed.place, packed
-        self._weights = {f"{name}.weight": (name, tuple(shape)) for name, shape in packed.quantised().items()}
-        parts = {f"{name}.{kind}" for name in packed.quantised() for kind in ("weight", "scales", "zeros", "order")}
+        self._weights = {f"{name}.weight": (name, tuple(shape)) for name, shape in packed.quantized().items()}
+        parts = {f"{name}.{kind}" for name in packed.quantized() for kind in ("weight", "scales", "zeros", "order")}
         self.tensors = {name: stored for name, stored in packed.tensors.items() if name not in parts}
         self.tensors |= {name: Stored(shape, "float32") for name, (_, shape) in self._weights.items()}
 
@@ -231,11 +240,11 @@ class DequantisedCheckpoint:
 
         if name not in self._weights:
             return self._packed.read(name, first, last)
-        return torch.from_numpy(self._packed.dequantised(self._weights[name][0], first, last))
+        return torch.from_numpy(self._packed.dequantized(self._weights[name][0], first, last))
 
 
 class GptqCheckpoint:
-    """A quantised MindSpore checkpoint as AutoGPTQ packs it, under Hugging Face's names.
+    """A quantized MindSpore checkpoint as AutoGPTQ packs it, under Hugging Face's names.
 
     Args:
         checkpoint: the Checkpoint, whose tensors are checked.
@@ -256,8 +265,8 @@ class GptqCheckpoint:
         self._packed = ms_to_hf(config)
         self.settings = _quantize_config(config["quantization"], self._quantization)
         if self._quantization.covers(EMBEDDING_NAME):
-            raise ValueError(f"{self.place}: the embedding is quantised, for which AutoGPTQ has no format: "
-                             "quantise the model again without it")
+            raise ValueError(f"{self.place}: the embedding is quantized, for which AutoGPTQ has no format: "
+                             "quantize the model again without it")
         self.table, self._made = {}, {}
         for name, tensor in self._packed.items():
             linear = name.rpartition(".")[0]
@@ -283,11 +292,11 @@ class GptqCheckpoint:
         return torch.from_numpy(np.ascontiguousarray(made[first:last]))
 
     def _add(self, linear, parts, outputs, inputs):
-        """Put a quantised linear into the table."""
+        """Put a quantized linear into the table."""
         bits, groups = self._quantization.bits, self._quantization.groups(inputs)
         if not all(map(self._quantization.covers, parts)):
-            raise ValueError(f"{self.place}: only some of {', '.join(parts)} are quantised, which are one in Hugging "
-                             "Face's model: quantise all of them, or none")
+            raise ValueError(f"{self.place}: only some of {', '.join(parts)} are quantized, which are one in Hugging "
+                             "Face's model: quantize all of them, or none")
         if inputs * bits % 32 or outputs * bits % 32:
             raise ValueError(f"{self.place}: {linear} has {inputs} inputs and {outputs} outputs, which don't fill "
                              f"words of 32 bits with {bits} bits each, as AutoGPTQ packs them")
@@ -317,7 +326,7 @@ class GptqCheckpoint:
                 raise ValueError(f"{self.place}: {part}.order is not an order of {inputs} inputs: make the file again")
             if not np.array_equal(order, orders[0]):
                 raise ValueError(f"{self.place}: {part}.order is not that of {parts[0]}, with which it is one in "
-                                 "Hugging Face's model: quantise them alike, or without desc_act")
+                                 "Hugging Face's model: quantize them alike, or without desc_act")
 
     def _qweight(self, linear):
         packed = self._stacked(f"{linear}.weight").numpy()

@@ -3,7 +3,7 @@
 The Hugging Face names are those of QWenLMHeadModel's state dict, the MindSpore names those of the published
 MindFormers Qwen checkpoints. Weights are [out, in] on both sides. `c_attn` stacks the rows of q, k and v.
 
-Where the config has a `quantization`, a quantised linear has `weight`, `scales`, `zeros` and `order` on both sides, see
+Where the config has a `quantization`, a quantized linear has `weight`, `scales`, `zeros` and `order` on both sides, see
 `checkpoint.packing`; AutoGPTQ's own tensors become those, and those AutoGPTQ's, in `checkpoint.gptq`.
 """
 import re
@@ -101,9 +101,9 @@ def ms_shapes(config):
 
 def linears(config):
     """{Hugging Face name: (MindSpore names, outputs, inputs)} of the linears, names without `.weight`."""
-    unquantised = {key: value for key, value in config.items() if key != "quantization"}
+    unquantized = {key: value for key, value in config.items() if key != "quantization"}
     return {name.removesuffix(".weight"): (tuple(linear_name(piece.name) for piece in tensor.pieces), *tensor.shape)
-            for name, tensor in ms_to_hf(unquantised).items()
+            for name, tensor in ms_to_hf(unquantized).items()
             if len(tensor.shape) == 2 and linear_name(tensor.pieces[0].name) != EMBEDDING_NAME}
 
 
@@ -130,7 +130,7 @@ def _pairs(config):
 
 
 def _float_pairs(config):
-    """`_pairs` of an unquantised model, without the type."""
+    """`_pairs` of an unquantized model, without the type."""
     sizes = _sizes(config)
     layers = [(MS_LAYER.format(layer) + ms_name, HF_LAYER.format(layer) + hf_name, part, shape)
               for layer in range(_size(config, "num_hidden_layers"))

@@ -1,7 +1,7 @@
 """
-Quantised weights: how a config describes them, how they are packed, and what they stand for. In numpy.
+Quantized weights: how a config describes them, how they are packed, and what they stand for. In numpy.
 
-A linear P of `inputs` -> `outputs` that is quantised to `bits` with `group_size` has, instead of a float weight,
+A linear P of `inputs` -> `outputs` that is quantized to `bits` with `group_size` has, instead of a float weight,
 
     P.weight  uint8 [outputs, inputs * bits / 8]  4 bits: input 2i in the low half of byte i, input 2i + 1 in the high
     P.scales  float [outputs, groups]             groups = ceil(inputs / group_size), 1 where group_size is -1;
@@ -16,7 +16,7 @@ and the weight is
 
 computed in float32 and rounded once, to the type that is computed in: float16, where AutoGPTQ's own scales are float16,
 is what AutoGPTQ multiplies by. Where its scales are float32, rounding those to float16 costs some 1e-3 of a logit of 5.
-The embedding, where it is quantised, has the same under `transformer.wte`, `order` aside.
+The embedding, where it is quantized, has the same under `transformer.wte`, `order` aside.
 
 Source: https://github.com/AutoGPTQ/AutoGPTQ, whose files hold the same numbers in another order.
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["EMBEDDING", "LAYERS", "PACKED_TYPES", "Quantization", "agreed_quantization", "dequantise",
+__all__ = ["EMBEDDING", "LAYERS", "PACKED_TYPES", "Quantization", "agreed_quantization", "dequantize",
            "find_quantization", "pack", "sort_by_group", "unpack"]
 
 BITS = (4, 8)
@@ -48,9 +48,9 @@ class Quantization:
         bits (int): 4 or 8.
         group_size (int): Inputs that share a scale and a zero; -1: all of an output's.
         quant_method (str): How the levels were chosen: "gptq" or "rtn". Says nothing of the packing.
-        desc_act (bool): Every quantised linear has an `order`.
+        desc_act (bool): Every quantized linear has an `order`.
         sym (bool): The zeros are all half of the levels.
-        quantized (tuple[str]): Names of the quantised linears, or patterns as file names have them. Default: all of
+        quantized (tuple[str]): Names of the quantized linears, or patterns as file names have them. Default: all of
             the layers'. The embedding counts as one, by the name `transformer.wte`.
 
     Raises:
@@ -106,7 +106,7 @@ class Quantization:
             other.bits, other.group_size, other.desc_act, other.quantized)
 
     def covers(self, name):
-        """Whether the linear of that name is quantised, `transformer.layers.0.attention.wq` for example."""
+        """Whether the linear of that name is quantized, `transformer.layers.0.attention.wq` for example."""
         return any(fnmatchcase(name, pattern) for pattern in self.quantized)
 
     def groups(self, inputs):
@@ -155,7 +155,7 @@ def unpack(packed, bits):
     return levels
 
 
-def dequantise(weight, scales, zeros, bits, group_size, order=None):
+def dequantize(weight, scales, zeros, bits, group_size, order=None):
     """
     Args:
         weight, scales, zeros, order (np.ndarray): See the module; of all outputs or of some.

@@ -6,24 +6,17 @@ one question a line; standard output carries the answers and nothing else.
 """
 import argparse
 import contextlib
-import os
 import signal
 import sys
 from pathlib import Path
 
-from qwen_mindspore.cli.options import (
-    add_common_options,
-    add_generation_options,
-    build_config,
-    build_model,
-    build_tokenizer,
-    generation_options,
-    load_config,
-    set_context,
-    stdout_for_answers,
-)
+from qwen_mindspore.cli.command import run_command
+from qwen_mindspore.cli.options import add_common_options, add_generation_options, config_of, generation_options
+from qwen_mindspore.common.files import state_folder
+from qwen_mindspore.common.progress import say
+from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
 
-STATE = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "qwen-mindspore"
+NAME = "run_qwen_7b_chat"
 
 
 def parse_args(argv=None):
@@ -34,7 +27,7 @@ def parse_args(argv=None):
     parser.add_argument("--stats", action="store_true", help="tokens/s after each answer")
     parser.add_argument("--independent", action="store_true",
                         help="in a pipe: each question begins a new conversation; default: one conversation")
-    parser.add_argument("--input_history", default=str(STATE / "chat_history"), metavar="FILE",
+    parser.add_argument("--input_history", default=str(state_folder("chat_history")), metavar="FILE",
                         help="where the terminal keeps what was typed; default: %(default)s")
     add_generation_options(parser)
     return parser.parse_args(argv)
@@ -48,9 +41,9 @@ def build_session(args):
         FileNotFoundError, ValueError: What the command line or the YAML names is not there, or can't be.
     """
     from qwen_mindspore.chat.chat import chat_settings
-    from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
     from qwen_mindspore.chat.session import Session
-    config = load_config(args)
+    from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
+    config = config_of(args)
     settings = chat_settings(build_config(config), **generation_options(args))
     set_context(config)
     session = Session(build_model(config), build_tokenizer(config), settings,
@@ -99,7 +92,7 @@ class Pipe:
     def complain(self, error):
         """What could not be done."""
         self.has_failed = True
-        print(f"run_qwen_7b_chat: line {self.number}: {error}", file=sys.stderr, flush=True)
+        say(NAME, f"line {self.number}: {error}")
 
 
 def talk(session, console, independent=False):
@@ -154,30 +147,19 @@ def _notice(text):
 def main(argv=None):
     """The command. Returns the exit code."""
     args = parse_args(argv)
-    if not args.verbose:
-        os.environ.setdefault("GLOG_v", "3")
-    with stdout_for_answers(args.verbose) as answers:
-        is_terminal = sys.stdin.isatty() and answers.isatty()
-        try:
-            with _notice("Loading the model ..."):
-                session, config = build_session(args)
-            if is_terminal:
-                from qwen_mindspore.chat.terminal import Terminal
-                console = Terminal(answers, args.input_history)
-            else:
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads may stop reading, as with any filter
-                console = Pipe(answers)
-            checkpoint = Path(config.model.model_config.checkpoint_name_or_path).resolve()
-            console.greet(checkpoint.stem if checkpoint.is_file() else checkpoint.name, config.context.device_target)
-            talk(session, console, args.independent)
-        except (ValueError, OSError) as error:
-            print(f"run_qwen_7b_chat: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            return 130
-    return int(console.has_failed)
 
+    def work(answers):
+        with _notice("Loading the model ..."):
+            session, config = build_session(args)
+        if sys.stdin.isatty() and answers.isatty():
+            from qwen_mindspore.chat.terminal import Terminal
+            console = Terminal(answers, args.input_history)
+        else:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads may stop reading, as with any filter
+            console = Pipe(answers)
+        checkpoint = Path(config.model.model_config.checkpoint_name_or_path).resolve()
+        console.greet(checkpoint.stem if checkpoint.is_file() else checkpoint.name, config.context.device_target)
+        talk(session, console, args.independent)
+        return int(console.has_failed)
 
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command(NAME, work, args.verbose)

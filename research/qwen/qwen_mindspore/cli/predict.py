@@ -4,20 +4,13 @@ Answer prompts with a Qwen of any size: `python run_qwen_7b.py --config Y --load
 Standard output carries the answers and nothing else; logs go to standard error.
 """
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
-from qwen_mindspore.cli.options import (
-    add_common_options,
-    boolean,
-    build_tokenizer,
-    load_config,
-    positive_int,
-    set_context,
-    stdout_for_answers,
-)
+from qwen_mindspore.cli.command import run_command
+from qwen_mindspore.cli.options import add_common_options, boolean, config_of, positive_int
+from qwen_mindspore.generate.build import build_tokenizer, set_context
 
 
 def parse_args(argv=None):
@@ -100,9 +93,9 @@ def predict(args):
     """
     from mindformers import Trainer
 
-    from qwen_mindspore.model import graph as qwen_model  # noqa: F401  registers the model with MindFormers
+    import qwen_mindspore.generate.loop  # noqa: F401  registers the model with MindFormers
     prompts = read_prompts(args.predict_data)
-    config = load_config(args)
+    config = config_of(args)
     set_context(config)
     tokenizer = build_tokenizer(config)
     model_config = config.model.model_config
@@ -126,17 +119,9 @@ def _batch_size(prompts, limit):
 def main(argv=None):
     """The command. Returns the exit code."""
     args = parse_args(argv)
-    if not args.verbose:
-        os.environ.setdefault("GLOG_v", "3")
-    with stdout_for_answers(args.verbose) as answers:
-        try:
-            for answer in predict(args):
-                print(answer, file=answers, flush=True)
-        except (ValueError, OSError) as error:
-            print(f"run_qwen_7b: {error}", file=sys.stderr)
-            return 1
-    return 0
 
+    def work(answers):
+        for answer in predict(args):
+            print(answer, file=answers, flush=True)
 
-if __name__ == "__main__":
-    sys.exit(main())
+    return run_command("run_qwen_7b", work, args.verbose)

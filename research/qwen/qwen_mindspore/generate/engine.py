@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from mindformers.tools.logger import logger
 
-from qwen_mindspore.generate.loop import check_prompt, penalise, sample
+from qwen_mindspore.generate.sampling import check_prompt, penalize, sample
 from qwen_mindspore.generate.settings import GenerationSettings
 
 __all__ = ["BlockPool", "Engine", "Output", "Request", "Stats"]
@@ -181,7 +181,7 @@ class _Sequence:
         """The next token by its logits [vocab_size], which are altered."""
         settings = self.settings
         if settings.repetition_penalty != 1.0:
-            penalise(logits, self.ids[:self.length], settings.repetition_penalty)
+            penalize(logits, self.ids[:self.length], settings.repetition_penalty)
         token = sample(logits, settings, self.uniform()) if settings.do_sample else int(logits.argmax())
         if not np.isfinite(logits[token]):
             raise FloatingPointError("the logits are not finite")

@@ -1,6 +1,6 @@
 """
-The generate loop of Qwen: MindFormers' interface (GenerationConfig, logits processors, streamers), with far less of
-the host's time a token, and exact sampling without sorting the vocabulary.
+MindFormers' interface to generation (GenerationConfig, logits processors, streamers), with far less of the host's time a
+token, and with checks of prompts and settings.
 """
 import copy
 import time
@@ -10,109 +10,26 @@ from mindformers.generation.generation_config import GenerationConfig
 from mindformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 from mindformers.generation.utils import GenerateOutput
 from mindformers.tools.logger import logger
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Tensor
 
+import qwen_mindspore.text.chatml  # noqa: F401  registered with the model, so that one import serves a whole YAML
+import qwen_mindspore.text.processor  # noqa: F401
+from qwen_mindspore.generate.sampling import check_prompt, sample
 from qwen_mindspore.generate.settings import check_sampling
+from qwen_mindspore.model.causal_lm import CausalLM
 
-__all__ = ["QwenGeneration", "check_prompt", "penalise", "sample"]
-
-NEAR = 1e-3  # of the largest weight: where the weights that hold top_p are looked for first
-GROUP = 64  # of logits, one of whose maximum tells whether top_k has to look at them
+__all__ = ["QwenForCausalLM"]
 
 
-def sample(logits, settings, uniform):
+@MindFormerRegister.register(MindFormerModuleType.MODELS)
+class QwenForCausalLM(CausalLM):
     """
-    Draw a token: softmax of logits / temperature, cut to the `top_k` likeliest tokens, then to the fewest likeliest
-    ones that hold `top_p` of what is left.
+    Qwen as MindFormers knows it: `CausalLM`, which says what it takes and gives, and MindFormers' `generate`.
 
     Args:
-        logits (np.ndarray): [vocab_size] float32; altered.
-        settings (GenerationSettings or GenerationConfig): `temperature`, `top_k` (0 or None: off), `top_p` (1 or None:
-            off).
-        uniform (float): A random number from [0, 1).
-
-    Returns:
-        int, the token.
-
-    Source: Fan et al., arXiv:1805.04833 (top-k); Holtzman et al., arXiv:1904.09751 (top-p)
+        config (QwenConfig or LlamaConfig): See `CausalLM`.
     """
-    if settings.temperature not in (None, 1.0):
-        logits /= settings.temperature
-    top_k, top_p = settings.top_k or len(logits), settings.top_p or 1.0
-    weights = np.exp(logits - logits.max())
-    if top_k < len(logits):
-        kept = _largest(weights, top_k)
-        return _draw(kept, weights[kept], top_p, uniform)
-    if not np.isfinite(weights[-1]):
-        raise FloatingPointError("the logits are not finite")
-    return _draw(None, weights, top_p, uniform)
-
-
-def _largest(x, count):
-    """The places of the `count` largest of x, in any order."""
-    # At least so many are not below the least of the `count` largest maxima of groups: few others are either.
-    groups = x[:len(x) // GROUP * GROUP].reshape(GROUP, -1).max(0)
-    places = np.arange(len(x))
-    if count < len(groups):
-        places = np.flatnonzero(x >= np.partition(groups, -count)[-count])
-    return places[np.argpartition(x[places], -count)[-count:]]
-
-
-def _nucleus(weights, target):
-    """The places of the fewest largest weights, float32, whose sum is at least `target`; of equal ones the first."""
-    # Mostly, few weights are near the largest, and hold enough.
-    places = np.flatnonzero(weights >= NEAR * weights.max())
-    some = weights[places]
-    if some.sum(dtype=np.float64) < target:
-        places, some = np.arange(len(weights)), weights
-    # Sorting takes longest. The first bits of a weight tell its class, of all that are within 3 %: only the class in
-    # which the sum is reached is sorted.
-    classes = some.view(np.int32) >> 18
-    sums = np.cumsum(np.bincount(classes, some)[::-1])
-    reached = min(int(np.searchsorted(sums, target)), len(sums) - 1)
-    last = len(sums) - 1 - reached
-    edge = np.flatnonzero(classes == last)
-    edge = edge[np.argsort(-some[edge], kind="stable")]
-    missing = target - (sums[reached - 1] if reached else 0.0)
-    count = int(np.searchsorted(np.cumsum(some[edge], dtype=np.float64), missing)) + 1
-    return places[np.concatenate((np.flatnonzero(classes > last), edge[:count]))]
-
-
-def _draw(tokens, weights, top_p, uniform):
-    """One of `tokens` (None: their numbers) in proportion to `weights`, cut to the fewest that hold top_p of them."""
-    if top_p < 1.0:
-        kept = _nucleus(weights, top_p * weights.sum(dtype=np.float64))
-        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
-    sums = np.cumsum(weights, dtype=np.float64)
-    place = min(int(np.searchsorted(sums, uniform * sums[-1], side="right")), len(sums) - 1)
-    return place if tokens is None else int(tokens[place])
-
-
-def penalise(logits, ids, penalty):
-    """
-    Make tokens that are there already less likely, in place: logits [vocab_size], ids [S].
-
-    Source: Keskar et al., arXiv:1909.05858
-    """
-    seen = logits[ids]
-    logits[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
-
-
-def check_prompt(prompt, vocabulary, room, name):
-    """ValueError for an array of ids that is empty, has other ids than the vocabulary, or leaves no room to answer."""
-    length = len(prompt)
-    if length == 0:
-        raise ValueError(f"{name} is empty")
-    wrong = prompt[(prompt < 0) | (prompt >= vocabulary)]
-    if wrong.size:
-        raise ValueError(f"{name}: id {wrong[0]} is outside the vocabulary of {vocabulary}")
-    if length >= room:
-        raise ValueError(f"{name} has {length} tokens and the model holds {room} with the answer: shorten it, or raise "
-                         "seq_length, and num_blocks where it is set")
-
-
-class QwenGeneration:
-    """What `QwenForCausalLM` generates with. It needs the model's `__call__`, `config` and `use_past`."""
 
     def generate(self, input_ids, generation_config=None, logits_processor=None, streamer=None, seed=None,
                  attention_mask=None, **kwargs):
@@ -196,80 +113,15 @@ class QwenGeneration:
             tokens.append(sample(scores, settings, uniform()) if settings.do_sample else int(scores.argmax()))
         return tokens
 
-    def prefill(self, ids, queries, lengths, prompt_lengths, block_tables):
-        """
-        Add tokens to the cache, and compute what follows them.
-
-        Args:
-            ids (np.ndarray): [T], the tokens of each sequence, packed one behind the other.
-            queries (np.ndarray): [B], how many of them are each sequence's.
-            lengths (np.ndarray): [B], tokens that each sequence has then; what stands before its queries is cached.
-            prompt_lengths (np.ndarray): [B], what dynamic NTK goes by.
-            block_tables (np.ndarray): [B, blocks of seq_length], see `kernels`.
-
-        Returns:
-            np.ndarray, logits [B, vocab_size] of each sequence's last token.
-        """
-        self._enter("prefill", is_first_iteration=True)
-        rows = np.repeat(np.arange(len(queries)), queries)
-        positions = np.arange(len(ids)) + np.repeat(lengths - np.cumsum(queries), queries)
-        slots = self._slots(block_tables, rows, positions)
-        is_whole = self.kernels.faster_whole_prefill and np.array_equal(queries, lengths)
-        return self(_int32(ids[None]), batch_valid_length=_int32(lengths),
-                    block_tables=_int32(self._narrowed(block_tables, lengths)), slot_mapping=_int32(slots),
-                    prompt_lengths=_int32(prompt_lengths),
-                    q_seq_lens=None if is_whole else _int32(queries)).asnumpy()
-
-    def decode(self, ids, lengths, block_tables):
-        """
-        Add one token to each sequence in the cache, and compute what follows it.
-
-        Args:
-            ids (np.ndarray): [B], the tokens.
-            lengths (np.ndarray): [B], tokens that each sequence has then.
-            block_tables (np.ndarray): [B, blocks of seq_length].
-
-        Returns:
-            np.ndarray, logits [B, vocab_size].
-        """
-        self._enter("increment", is_first_iteration=False)
-        slots = self._slots(block_tables, np.arange(len(ids)), lengths - 1)
-        tables = self._narrowed(block_tables, lengths) if self.kernels.reads_whole_tables else block_tables
-        return self(_int32(ids[:, None]), batch_valid_length=_int32(lengths), block_tables=_int32(tables),
-                    slot_mapping=_int32(slots)).asnumpy()
-
     def _logits_of(self, batch, is_prompt):
         """Logits [B, vocab_size] of the last tokens."""
-        if not self.use_past:
-            return self._whole(batch)
         lengths = batch.lengths
+        if not self.use_past:
+            return self.whole(batch.ids[:, :lengths.max()], lengths, batch.prompt_lengths)
         if is_prompt:
             ids = np.concatenate([ids[:length] for ids, length in zip(batch.ids, lengths)])
             return self.prefill(ids, lengths, lengths, lengths, batch.block_tables)
         return self.decode(batch.ids[np.arange(len(lengths)), lengths - 1], lengths, batch.block_tables)
-
-    def _whole(self, batch):
-        """The same without a cache."""
-        width = batch.lengths.max()
-        # The id of padding may be outside the vocabulary.
-        ids = np.where(np.arange(width) < batch.lengths[:, None], batch.ids[:, :width], 0)
-        return self(_int32(ids), batch_valid_length=_int32(batch.lengths),
-                    prompt_lengths=_int32(batch.prompt_lengths)).asnumpy()
-
-    def _slots(self, block_tables, rows, positions):
-        """The cache slots of positions of sequences."""
-        size = self.config.block_size
-        return block_tables[rows, positions // size] * size + positions % size
-
-    def _narrowed(self, block_tables, lengths):
-        """The tables, as wide as the longest sequence needs."""
-        return block_tables[:, :-(-int(lengths.max()) // self.config.block_size)]
-
-    def _enter(self, phase, is_first_iteration):
-        """Choose the graph of the next call."""
-        self.phase = phase
-        if self.is_first_iteration != is_first_iteration:
-            self.add_flags_custom(is_first_iteration)
 
     def _limit(self, row, prompt, settings):
         """How many tokens a sequence may have with its answer; ValueError where its prompt can't be answered."""
@@ -349,7 +201,3 @@ def _prompts(input_ids, attention_mask, pad):
     if mask.shape != np.shape(input_ids):
         raise ValueError(f"attention_mask: expected the shape of input_ids {np.shape(input_ids)}, found {mask.shape}")
     return [row[seen] for row, seen in zip(rows, mask)]
-
-
-def _int32(array):
-    return Tensor.from_numpy(np.ascontiguousarray(array, np.int32))

@@ -10,8 +10,8 @@ Elementary operations:
     linear(x, weights)                      x [T, in] -> [T, out]. weights is what `Linear.weights()` gives: (weight
                                             [out, in], bias [out] or None), or what `QuantLinear.weights()` gives:
                                             (weight, scales, zeros, order [in] int32 or None, bias [out] or None), the
-                                            first three as `prepare_quantised` made them
-    dequantise(weight, scales, zeros)       rows [R, in] of a quantised weight, as checkpoints hold it
+                                            first three as `prepare_quantized` made them
+    dequantize(weight, scales, zeros)       rows [R, in] of a quantized weight, as checkpoints hold it
     rotary(x, cos, sin)                     x [T, H, D], cos and sin [T, D / 2] float32 -> [T, H, D] in x's type,
                                             rotated in float32; pairs are (i, i + D / 2)
     swiglu(up, gate)                        [T, width] each -> up * silu(gate)
@@ -31,8 +31,8 @@ A layer, which `portable` defines by the elementary operations, and which is fus
 rotation is (cos, sin, query cos, query sin), [T, D / 2] float32 each: LogN scales the query, by a factor in the last two.
 
     layer(x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill)
-                                            y = x + wo(attention of the normalised x), then y + w2(w1(z) * silu(w3(z))),
-                                            z the normalised y; [T, hidden]
+                                            y = x + wo(attention of the normalized x), then y + w2(w1(z) * silu(w3(z))),
+                                            z the normalized y; [T, hidden]
     layer_whole(x, attention, feed_forward, rotation, input_ids)
                                             the same on whole sequences, the tokens of input_ids [B, S], no cache
 
@@ -52,9 +52,9 @@ And what belongs to them:
     reads_whole_tables                      whether decoding takes longer the wider block_tables is
     faster_whole_prefill                    whether a prefill of whole sequences, with queries None, is worth a graph of
                                             its own
-    quantised_parameters(outputs, inputs)   {"weight", "scales", "zeros": (shape, type)}: how the set holds a quantised
+    quantized_parameters(outputs, inputs)   {"weight", "scales", "zeros": (shape, type)}: how the set holds a quantized
                                             linear
-    prepare_quantised(weight, scales, zeros)
+    prepare_quantized(weight, scales, zeros)
                                             numpy arrays as `checkpoint.packing` has them -> those that it holds
     cache_shape(config)                     shape of the key cache, and of the value cache, of one layer
     cache_scales_shape(config)              of their scales, where they are of 8 bits

@@ -27,13 +27,13 @@ and 9.0, on hiascend.com):
                         max_seq_len], Atlas A2.
     causal_attention    FlashAttentionScore in training, for its gradient: layout BSH, sparse_mode 2. Outside training,
                         without a cache, the portable composition.
-    quantised linear    WeightQuantBatchMatmul. x float16 or bfloat16, scales and offsets in x's type, levels in int8 or
+    quantized linear    WeightQuantBatchMatmul. x float16 or bfloat16, scales and offsets in x's type, levels in int8 or
                         int4 (two in a byte, the first one low), [in, out] with scales [groups, out] for groups whose
                         size is a multiple of 32, [out, in] with scales [out] for one group; in and out up to 65535.
                         w = (level + offset) * scale, so that levels are stored less half of their number, and offset is
                         that half less the zero. Its bias is added apart: in bfloat16 CANN wants it in float32, which
                         MindSpore's type check refuses. CANN aclnnWeightQuantBatchMatmulV2: Atlas A2, not Atlas training
-                        products. What it does not serve is dequantised at each step, by the portable composition.
+                        products. What it does not serve is dequantized at each step, by the portable composition.
     linear, swiglu      The portable MatMul, Add, SiLU and Mul. Swiglu wants both halves in one tensor, and joining them
                         moves more memory than SiLU and Mul do. CANN aclnnSilu: Atlas A2 and Atlas training products.
 
@@ -54,14 +54,14 @@ from mindspore.ops.auto_generate import (
     WeightQuantBatchMatmul,
 )
 
-from qwen_mindspore.kernels.portable import PortableKernels
 from qwen_mindspore.checkpoint.packing import pack, unpack
+from qwen_mindspore.kernels.portable import PortableKernels
 
 __all__ = ["AscendKernels"]
 
 SOCS = ("910A", "910B")
 ALL_TOKENS = 2147483647
-MOST_QUANTISED = 65535  # inputs, and outputs, of WeightQuantBatchMatmul
+MOST_QUANTIZED = 65535  # inputs, and outputs, of WeightQuantBatchMatmul
 
 
 class AscendKernels(PortableKernels):
@@ -95,9 +95,9 @@ class AscendKernels(PortableKernels):
         # ApplyRotaryPosEmb has no gradient, and rotates q and k alike, where LogN scales q alone.
         scales_query = config.use_logn_attn and config.seq_length > config.train_seq_length
         self.fuses_rotary = self.fuses_attention and config.use_past and not scales_query
-        self.fuses_quantised = (soc == "910B" and self.dtype in (ms.float16, ms.bfloat16)
+        self.fuses_quantized = (soc == "910B" and self.dtype in (ms.float16, ms.bfloat16)
                                 and self.quantization is not None)
-        if self.fuses_quantised:
+        if self.fuses_quantized:
             self.matmul_of_one_group = WeightQuantBatchMatmul(False, True, 0)
             self.matmul_of_groups = WeightQuantBatchMatmul(False, False, max(self.quantization.group_size, 0))
         if self.fuses_attention:
@@ -125,22 +125,22 @@ class AscendKernels(PortableKernels):
         product = matmul(x, weight, scales, offsets, None, None, None)
         return product if bias is None else product + bias
 
-    def quantised_parameters(self, outputs, inputs):
+    def quantized_parameters(self, outputs, inputs):
         """What WeightQuantBatchMatmul takes: `zeros` are its offsets."""
         groups = self._fused_groups(outputs, inputs)
         if groups is None:
-            return super().quantised_parameters(outputs, inputs)
+            return super().quantized_parameters(outputs, inputs)
         bits = self.quantization.bits
         rows, columns, scales = (outputs, inputs, (outputs,)) if groups == 1 else (inputs, outputs, (groups, outputs))
         return {"weight": ((rows, columns * bits // 8), ms.int8 if bits == 8 else ms.qint4x2),
                 "scales": (scales, self.dtype), "zeros": (scales, self.dtype)}
 
-    def prepare_quantised(self, weight, scales, zeros):
+    def prepare_quantized(self, weight, scales, zeros):
         """Signed levels; scales and offsets as WeightQuantBatchMatmul takes them."""
         bits, outputs = self.quantization.bits, len(weight)
         groups = self._fused_groups(outputs, weight.shape[1] * 8 // bits)
         if groups is None:
-            return super().prepare_quantised(weight, scales, zeros)
+            return super().prepare_quantized(weight, scales, zeros)
         half = 2 ** (bits - 1)
         levels = unpack(weight, bits) ^ np.uint8(half)  # in two's complement, less half
         levels = pack(levels if groups == 1 else np.ascontiguousarray(levels.T), bits).view(np.int8)
@@ -148,10 +148,10 @@ class AscendKernels(PortableKernels):
         return (levels, scales[:, 0], offsets[:, 0]) if groups == 1 else (levels, scales.T, offsets.T)
 
     def _fused_groups(self, outputs, inputs):
-        """The groups of a quantised linear that WeightQuantBatchMatmul serves, else None."""
+        """The groups of a quantized linear that WeightQuantBatchMatmul serves, else None."""
         groups, size = self.quantization.groups(inputs), self.quantization.group_size
-        fits = max(outputs, inputs) <= MOST_QUANTISED and inputs % 2 == outputs % 2 == 0
-        return groups if self.fuses_quantised and fits and (groups == 1 or size % 32 == 0) else None
+        fits = max(outputs, inputs) <= MOST_QUANTIZED and inputs % 2 == outputs % 2 == 0
+        return groups if self.fuses_quantized and fits and (groups == 1 or size % 32 == 0) else None
 
     def cache_write(self, key, value, caches, slot_mapping, rows=None, lengths=None):
         if not self.fuses_attention:
@@ -186,7 +186,7 @@ class AscendKernels(PortableKernels):
         return self.paged_attention(self._flat(query), key_cache, value_cache, block_tables, lengths)
 
     def norm_qkv(self, x, norm, wq, wk, wv):
-        """q, k and v [T, H * D] of the normalised x, not joined: that would only copy them twice."""
+        """q, k and v [T, H * D] of the normalized x, not joined: that would only copy them twice."""
         y = self.rms_norm(x, *norm)
         return self.linear(y, wq), self.linear(y, wk), self.linear(y, wv)
 

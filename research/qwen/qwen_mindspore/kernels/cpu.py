@@ -11,9 +11,9 @@ import mindspore as ms
 from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType
 
+from qwen_mindspore.checkpoint.packing import unpack
 from qwen_mindspore.kernels.layer_table import LayerTable
 from qwen_mindspore.kernels.portable import PortableKernels
-from qwen_mindspore.checkpoint.packing import unpack
 
 __all__ = ["CpuKernels", "KernelsUnavailable", "build_library"]
 
@@ -91,7 +91,7 @@ class CpuKernels(PortableKernels):
         self.portable = PortableKernels(config)
         has_zeros = self.quantization is not None and not self.quantization.sym
         self.settings = Tensor([config.rms_norm_eps, group_size, has_zeros, config.block_size], ms.float32)
-        # What a quantised linear has besides its weight: scales, perhaps zeros and an order. Any of them may be quantised.
+        # What a quantized linear has besides its weight: scales, perhaps zeros and an order. Any of them may be quantized.
         more = (0, 2 - self.quantization.sym + self.quantization.desc_act) if self.quantization else (0,)
         self.norm_op = _custom_op(library, "QwenRmsNorm", 3)
         self.linear_op = _custom_ops(library, "QwenLinear", {3 + bias + parts for bias in (0, 1) for parts in more})
@@ -125,7 +125,7 @@ class CpuKernels(PortableKernels):
         """See LayerTable."""
         return LayerTable(layers, self.quantization)
 
-    def prepare_quantised(self, weight, scales, zeros):
+    def prepare_quantized(self, weight, scales, zeros):
         """
         8 bits as signed numbers, less half of the range. Of 4 bits, 32 levels of a group at a time in 16 bytes: inputs
         0 .. 15 in the low halves, 16 .. 31 in the high ones, which unpacking to vectors takes the fewest steps for;

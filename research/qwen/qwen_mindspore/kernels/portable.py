@@ -55,18 +55,18 @@ class PortableKernels(nn.Cell):
     def _linear(self, x, weights):
         if len(weights) == 2:
             weight, bias = weights
-            weight = ops.cast(weight, self.dtype)  # see qwen_linear: a quantised model's head may be in float16
+            weight = ops.cast(weight, self.dtype)  # see qwen_linear: a quantized model's head may be in float16
         else:
             weight, scales, zeros, order, bias = weights
-            weight = self.dequantise(weight, scales, zeros)
+            weight = self.dequantize(weight, scales, zeros)
             x = x if order is None else ops.gather(x, order, 1)
         product = self.matmul(x, weight)
         return product if bias is None else product + bias
 
-    def dequantise(self, weight, scales, zeros):
+    def dequantize(self, weight, scales, zeros):
         """
-        Rows [R, inputs] of a quantised weight: the levels less their zeros, times their scales, computed in float32.
-        Source: `checkpoint.packing.dequantise`.
+        Rows [R, inputs] of a quantized weight: the levels less their zeros, times their scales, computed in float32.
+        Source: `checkpoint.packing.dequantize`.
         """
         inputs, groups = weight.shape[1] * 8 // self.quantization.bits, scales.shape[1]
         size = inputs if groups == 1 else self.quantization.group_size
@@ -126,7 +126,7 @@ class PortableKernels(nn.Cell):
     # The steps of a layer's halves
 
     def norm_qkv(self, x, norm, wq, wk, wv):
-        """q, k and v of the normalised x."""
+        """q, k and v of the normalized x."""
         y = self.rms_norm(x, *norm)
         return ops.concat((self.linear(y, wq), self.linear(y, wk), self.linear(y, wv)), -1)
 
@@ -185,13 +185,13 @@ class PortableKernels(nn.Cell):
 
     # What belongs to them
 
-    def quantised_parameters(self, outputs, inputs):
+    def quantized_parameters(self, outputs, inputs):
         """As in a checkpoint, the scales in float32, which holds them whatever their type was."""
         shapes = self.quantization.shapes(outputs, inputs)
         return {"weight": (shapes["weight"], ms.uint8), "scales": (shapes["scales"], ms.float32),
                 "zeros": (shapes["zeros"], ms.uint8)}
 
-    def prepare_quantised(self, weight, scales, zeros):
+    def prepare_quantized(self, weight, scales, zeros):
         """As they are."""
         return weight, scales, zeros
 

@@ -82,7 +82,7 @@ class QwenConfig(LlamaConfig):
         kernels (str): The kernel set: "auto" or a name listed in `kernels`. Default: "auto".
         use_cache_quantization (bool): Keep keys and values in 8 bits: a quarter of a float32 cache, and half of a
             16-bit one, scales aside. Only with `use_past`. Default: False.
-        quantization (dict): How weights are quantised: see `checkpoint.packing.Quantization`. A checkpoint's config.json
+        quantization (dict): How weights are quantized: see `checkpoint.packing.Quantization`. A checkpoint's config.json
             says it as well, and that is enough. Default: None, they are not.
 
     Raises:
@@ -133,7 +133,7 @@ class QwenConfig(LlamaConfig):
         quantization = Quantization.from_dict(self.quantization)
         if quantization and self.tie_word_embeddings and any(map(quantization.covers, (EMBEDDING, "lm_head"))):
             raise ValueError("quantization: an embedding that is the head as well (tie_word_embeddings) can't be "
-                             "quantised")
+                             "quantized")
         if self.max_position_embedding < self.seq_length:
             raise ValueError(f"seq_length: {self.seq_length} is more than the model's max_position_embeddings "
                              f"{self.max_position_embedding}")
@@ -161,7 +161,7 @@ class QwenConfig(LlamaConfig):
 
         Raises:
             FileNotFoundError: No such file.
-            ValueError: Not a Qwen config, that of an unconverted quantised model, or see `QwenConfig`.
+            ValueError: Not a Qwen config, that of an unconverted quantized model, or see `QwenConfig`.
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path

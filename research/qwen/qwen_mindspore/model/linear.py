@@ -1,4 +1,4 @@
-"""The linears and the embedding of a Qwen: they hold weights, ordinary or quantised, for the kernels to multiply by."""
+"""The linears and the embedding of a Qwen: they hold weights, ordinary or quantized, for the kernels to multiply by."""
 import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
@@ -29,7 +29,7 @@ def build_embedding(config, kernels):
 
 def _weight_type(config, kernels):
     """
-    That of what a quantised model leaves as it is. Who quantises is short of memory, and weights that were float16 are no
+    That of what a quantized model leaves as it is. Who quantizes is short of memory, and weights that were float16 are no
     more exact in float32: they stay float16 where the kernels compute in float32.
     """
     is_half = config.quantization and config.param_init_type == ms.float16 and not config.tie_word_embeddings
@@ -53,15 +53,15 @@ class Linear(nn.Cell):
 
 class QuantLinear(nn.Cell):
     """
-    The quantised weights of x [T, inputs] -> [T, outputs]: see `checkpoint.packing`. They are held in the kernels' own
+    The quantized weights of x [T, inputs] -> [T, outputs]: see `checkpoint.packing`. They are held in the kernels' own
     layout, zeros as long as no checkpoint is loaded.
     """
 
     def __init__(self, config, kernels, inputs, outputs, has_bias=False):
         super().__init__()
         self.packed_shapes = Quantization.from_dict(config.quantization).shapes(outputs, inputs)
-        self.prepare = kernels.prepare_quantised
-        held = kernels.quantised_parameters(outputs, inputs)
+        self.prepare = kernels.prepare_quantized
+        held = kernels.quantized_parameters(outputs, inputs)
         self.weight, self.scales, self.zeros = (_zeros(name, *held[name]) for name in ("weight", "scales", "zeros"))
         self.order = _zeros("order", (inputs,), ms.int32) if "order" in self.packed_shapes else None
         self.bias = Parameter(initializer("zeros", (outputs,), kernels.dtype), name="bias") if has_bias else None
@@ -86,7 +86,7 @@ class Embedding(nn.Cell):
 
 
 class QuantEmbedding(nn.Cell):
-    """ids [T] int32 -> [T, hidden], of quantised rows: see `checkpoint.packing`."""
+    """ids [T] int32 -> [T, hidden], of quantized rows: see `checkpoint.packing`."""
 
     def __init__(self, config, kernels):
         super().__init__()
@@ -104,13 +104,13 @@ class QuantEmbedding(nn.Cell):
 
     @staticmethod
     def prepare(weight, scales, zeros):
-        """As `prepare_quantised` of the kernels: rows are gathered from what a checkpoint holds."""
+        """As `prepare_quantized` of the kernels: rows are gathered from what a checkpoint holds."""
         return weight, scales, zeros
 
     def construct(self, ids):
         weight, scales, zeros = (ops.gather(self.embedding_weight, ids, 0), ops.gather(self.scales, ids, 0),
                                  ops.gather(self.zeros, ids, 0))
-        return self.kernels.dequantise(weight, scales, zeros)
+        return self.kernels.dequantize(weight, scales, zeros)
 
 
 def _zeros(name, shape, dtype):

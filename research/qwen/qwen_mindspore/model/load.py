@@ -53,7 +53,7 @@ def check_weights(model, tensors, place="checkpoint"):
         place (str): What the message calls the checkpoint.
 
     Raises:
-        ValueError: A weight is missing, of another shape, or quantised where the model's is not, or the other way.
+        ValueError: A weight is missing, of another shape, or quantized where the model's is not, or the other way.
     """
     expected = _expected(model)
     missing = [name for name in expected if name not in tensors]
@@ -75,7 +75,7 @@ def check_weights(model, tensors, place="checkpoint"):
 
 def load_weights(model, path):
     """
-    Load a checkpoint, a few rows or a quantised linear at a time, converting to the type of the model's parameters.
+    Load a checkpoint, a few rows or a quantized linear at a time, converting to the type of the model's parameters.
 
     Args:
         model (Cell): The model.
@@ -92,7 +92,7 @@ def load_weights(model, path):
     weights = _weights(model)
     places = _one_array(weights) if model.kernels.dtype == ms.float32 else {}
     packed = set()
-    for cell in _quantised(model):
+    for cell in _quantized(model):
         parts = cell.weight, cell.scales, cell.zeros
         for part, array in zip(parts, cell.prepare(*(_rows(readers, part.name) for part in parts))):
             _set(part, array, places)
@@ -105,14 +105,14 @@ def load_weights(model, path):
 
 def prepare_weights(model, ckpt_dict):
     """
-    Check a checkpoint that MindFormers loads, and bring its quantised linears into the layout of the model's kernels.
+    Check a checkpoint that MindFormers loads, and bring its quantized linears into the layout of the model's kernels.
 
     Args:
         model (Cell): The model.
         ckpt_dict (dict): Name -> Parameter.
 
     Returns:
-        dict, the same with the quantised linears' parameters replaced.
+        dict, the same with the quantized linears' parameters replaced.
 
     Raises:
         ValueError: See `check_weights`.
@@ -120,7 +120,7 @@ def prepare_weights(model, ckpt_dict):
     check_weights(model, {name: Stored(tuple(parameter.shape), str(parameter.dtype).lower())
                           for name, parameter in ckpt_dict.items() if isinstance(parameter, Tensor)})
     prepared = {}
-    for cell in _quantised(model):
+    for cell in _quantized(model):
         parts = cell.weight, cell.scales, cell.zeros
         scales = ckpt_dict[cell.scales.name].float().asnumpy()
         arrays = cell.prepare(ckpt_dict[cell.weight.name].asnumpy(), scales, ckpt_dict[cell.zeros.name].asnumpy())
@@ -184,7 +184,7 @@ def _weights(model):
             if not parameter.name.endswith("_cache")}
 
 
-def _quantised(model):
+def _quantized(model):
     """The cells whose weights are packed."""
     return [cell for _, cell in model.cells_and_names() if hasattr(cell, "packed_shapes")]
 
@@ -192,7 +192,7 @@ def _quantised(model):
 def _expected(model):
     """Name -> (shape, types) as a checkpoint has them."""
     expected = {name: (parameter.shape, FLOATS) for name, parameter in _weights(model).items()}
-    for cell in _quantised(model):
+    for cell in _quantized(model):
         for kind, shape in cell.packed_shapes.items():
             dtype = PACKED_TYPES.get(kind)
             expected[getattr(cell, kind).name] = shape, (dtype,) if dtype else FLOATS

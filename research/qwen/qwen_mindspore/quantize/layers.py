@@ -1,21 +1,17 @@
-"""What quantize.py does: the layers of a model, one after the other, each kept in a file once it is quantised."""
+"""What quantize.py does: the layers of a model, one after the other, each kept in a file once it is quantized."""
 import hashlib
 import os
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "convert"), str(ROOT / "research/qwen")]
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from qwen_mindspore.checkpoint import files as checkpoint_io  # noqa: E402
-from qwen_mindspore.checkpoint.names import HF_LAYER, Piece, hf_to_ms, linear_name, linears, ms_to_hf  # noqa: E402
-from qwen_mindspore.quantize.quantizers import Levels, dequantise, gptq, round_to_nearest  # noqa: E402
-from qwen_mindspore.checkpoint.packing import EMBEDDING, pack  # noqa: E402
-from qwen_mindspore.model.torch_qwen import TorchQwen  # noqa: E402
+from qwen_mindspore.checkpoint.files import Checkpoint, check_tensors, find_files, read_config
+from qwen_mindspore.checkpoint.names import HF_LAYER, Piece, hf_to_ms, linear_name, linears, ms_to_hf
+from qwen_mindspore.checkpoint.packing import EMBEDDING, pack
+from qwen_mindspore.common.progress import progress_bar
+from qwen_mindspore.model.torch_qwen import TorchQwen
+from qwen_mindspore.quantize.quantizers import Levels, dequantize, gptq, round_to_nearest
 
 HEAD = "lm_head"
 BATCH_TOKENS = 8192  # that go through a layer at once
@@ -25,7 +21,7 @@ VERSION = 1  # of what a part file holds; layers of another version are not reus
 
 class Source:
     """
-    A checkpoint that is not quantised, under MindSpore's names whatever its format.
+    A checkpoint that is not quantized, under MindSpore's names whatever its format.
 
     Args:
         path (str): A MindSpore folder, .ckpt or .safetensors, beside which config.json lies, or a Hugging Face folder.
@@ -36,7 +32,7 @@ class Source:
         files, place, folder: Where it lies.
 
     Raises:
-        ValueError: It is quantised already, no Qwen, or see checkpoint_io.check_tensors.
+        ValueError: It is quantized already, no Qwen, or see check_tensors.
         OSError: A file is missing.
     """
 
@@ -45,19 +41,19 @@ class Source:
         if not path.exists():
             raise FileNotFoundError(f"--load_checkpoint {path}: no such file or folder")
         self.folder = path if path.is_dir() else path.parent
-        files = [path] if path.is_file() else checkpoint_io.find_files(
+        files = [path] if path.is_file() else find_files(
             path, ("*.safetensors", "*.ckpt", "pytorch_model*.bin"))
-        self.config = checkpoint_io.read_config(self.folder / "config.json")
+        self.config = read_config(self.folder / "config.json")
         if self.config.get("quantization") or self.config.get("quantization_config"):
-            raise ValueError(f"{path}: quantised already: name the checkpoint it was made of")
-        self._checkpoint = checkpoint_io.Checkpoint(files)
+            raise ValueError(f"{path}: quantized already: name the checkpoint it was made of")
+        self._checkpoint = Checkpoint(files)
         self.files, self.place = files, self._checkpoint.place
         self._by_hf_name, table = ms_to_hf(self.config), hf_to_ms(self.config)
         if "transformer.wte.weight" in self._checkpoint.tensors:
-            checkpoint_io.check_tensors(self._checkpoint, self._by_hf_name)
+            check_tensors(self._checkpoint, self._by_hf_name)
             self._pieces = {name: tensor.pieces[0] for name, tensor in table.items()}
         else:
-            checkpoint_io.check_tensors(self._checkpoint, table)
+            check_tensors(self._checkpoint, table)
             self._pieces = {name: Piece(name, 0, tensor.shape[0]) for name, tensor in table.items()}
         self.tensors = {name: self._checkpoint.tensors[piece.name]._replace(shape=table[name].shape)
                         for name, piece in self._pieces.items()}
@@ -82,7 +78,7 @@ class WithParts:
 
     def __init__(self, source, parts):
         self.files, self.place = source.files, source.place
-        self._source, self._parts = source, checkpoint_io.Checkpoint(parts)
+        self._source, self._parts = source, Checkpoint(parts)
         self.tensors = source.tensors | self._parts.tensors
 
     def read(self, name, first, last):
@@ -116,14 +112,14 @@ class Activations:
 
 class Run:
     """
-    One quantisation, with its folder of finished parts.
+    One quantization, with its folder of finished parts.
 
     Args:
-        source (Source): What is quantised.
+        source (Source): What is quantized.
         settings (Quantization): To what.
         folder (Path): OUT.part.
         samples (np.ndarray): Calibration ids [samples, length] int32; None for rtn.
-        damp (float): See `checkpoint.gptq`.
+        damp (float): See `gptq`.
     """
 
     def __init__(self, source, settings, folder, samples=None, damp=0.01):
@@ -154,7 +150,7 @@ class Run:
         return [self.folder / f"{name}.safetensors" for name in names]
 
     def make_parts(self):
-        """Quantise what is not there yet."""
+        """Quantize what is not there yet."""
         if self.settings.covers(EMBEDDING) and not self._part("embedding").exists():
             weight = self.source.read_hf("transformer.wte.weight")
             self._save_part("embedding", {"transformer.wte": self._round(weight)})
@@ -187,7 +183,7 @@ class Run:
         for layer in range(first, self.layers):
             self.model.weights = self.source.read_layer(layer)
             hidden, result = self._hidden(layer), self._hidden(layer + 1, unfinished=True)
-            self._save_part(f"layer-{layer:03}", dict(self._quantise_layer(layer, hidden, result, bar)))
+            self._save_part(f"layer-{layer:03}", dict(self._quantize_layer(layer, hidden, result, bar)))
             os.replace(result.path, self._hidden_path(layer + 1))
             hidden.path.unlink()
         if self.settings.covers(HEAD) and not self._part("head").exists():
@@ -212,11 +208,11 @@ class Run:
     def _embedding(self):
         weight = self.source.read_hf("transformer.wte.weight")
         if self.settings.covers(EMBEDDING):
-            return dequantise(self._round(weight), self.settings.group_size)
+            return dequantize(self._round(weight), self.settings.group_size)
         return weight
 
-    def _quantise_layer(self, layer, hidden, result, bar):
-        """Yield (linear, Levels) of a layer, each calibrated with what the ones before it give when quantised."""
+    def _quantize_layer(self, layer, hidden, result, bar):
+        """Yield (linear, Levels) of a layer, each calibrated with what the ones before it give when quantized."""
         model, prefix = self.model, HF_LAYER.format(layer)
         width = model.weights[prefix + "attn.c_proj.weight"].shape[1]
         heads = Activations(self.folder / "heads.tmp", self.samples.shape[1], width)
@@ -254,7 +250,7 @@ class Run:
         first = 0
         for name, weight in zip(names, weights):
             part = Levels(*(tensor[first:first + len(weight)] for tensor in levels[:3]), levels.order)
-            self.model.weights[f"{name}.weight"] = dequantise(part, self.settings.group_size)
+            self.model.weights[f"{name}.weight"] = dequantize(part, self.settings.group_size)
             first += len(weight)
             yield name, part
         bar.update(0.5)
@@ -272,12 +268,12 @@ class Run:
     def _part(self, name):
         return self.folder / f"{name}.safetensors"
 
-    def _save_part(self, name, quantised):
+    def _save_part(self, name, quantized):
         """Write {linear: Levels}, by Hugging Face's names, as packed tensors by MindSpore's."""
         from safetensors.torch import save_file
 
         bits, tensors = self.settings.bits, {}
-        for linear, levels in quantised.items():
+        for linear, levels in quantized.items():
             for ms_name, piece in self._rows(linear):
                 rows = slice(piece.first, piece.last)
                 packed = torch.from_numpy(np.ascontiguousarray(pack(levels.levels[rows].numpy(), bits)))
@@ -297,5 +293,5 @@ class Run:
 
     def _progress(self):
         total = self.layers * (1 if self.samples is None else STEPS) + self.settings.covers(HEAD)
-        return tqdm(total=total, desc=self.folder.stem, file=sys.stderr, mininterval=0.5, smoothing=0.05,
-                    bar_format="{desc}: {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left")
+        return progress_bar(total, self.folder.stem, smoothing=0.05,
+                            bar_format="{desc}: {percentage:3.0f}% |{bar:30}| {elapsed}, {remaining} left")

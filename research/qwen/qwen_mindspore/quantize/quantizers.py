@@ -1,23 +1,23 @@
 """Round to nearest and GPTQ, in torch: a float weight becomes levels, with a scale and a zero for a group of inputs.
 
-Both fit scales that are already rounded to float16, as checkpoints hold them, so that what is minimised is the error of
+Both fit scales that are already rounded to float16, as checkpoints hold them, so that what is minimized is the error of
 the weights that will be computed with.
 """
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["Levels", "dequantise", "fit_scales", "gptq", "round_to_nearest"]
+__all__ = ["Levels", "dequantize", "fit_scales", "gptq", "round_to_nearest"]
 
 BLOCK = 128  # columns whose errors are spread over the rest of the weight at once
-ROWS = 16384  # outputs that are quantised at once
+ROWS = 16384  # outputs that are quantized at once
 SHARES = [1 - step / 50 for step in range(1, 25)]  # parts of a group's range that a scale may cover
 SMALLEST = 2.0 ** -24  # of float16
 
 
 class Levels(NamedTuple):
     """
-    A quantised weight [outputs, inputs] with `groups` of inputs.
+    A quantized weight [outputs, inputs] with `groups` of inputs.
 
     Attributes:
         levels (Tensor): uint8 [outputs, inputs]; column k is that of input `order[k]`.
@@ -32,19 +32,19 @@ class Levels(NamedTuple):
     order: torch.Tensor | None = None
 
 
-def dequantise(quantised, group_size):
+def dequantize(quantized, group_size):
     """The weight that Levels stand for, float32 [outputs, inputs]."""
-    inputs = quantised.levels.shape[1]
+    inputs = quantized.levels.shape[1]
     group = torch.arange(inputs) // _size(group_size, inputs)
-    weight = _value(quantised.levels.float(), quantised.scales.float()[:, group], quantised.zeros.float()[:, group])
-    if quantised.order is None:
+    weight = _value(quantized.levels.float(), quantized.scales.float()[:, group], quantized.zeros.float()[:, group])
+    if quantized.order is None:
         return weight
-    return torch.empty_like(weight).index_copy_(1, quantised.order.long(), weight)
+    return torch.empty_like(weight).index_copy_(1, quantized.order.long(), weight)
 
 
 def round_to_nearest(weight, settings):
     """
-    Quantise each weight on its own, with scales that just cover the weights of a group.
+    Quantize each weight on its own, with scales that just cover the weights of a group.
 
     Args:
         weight (Tensor): float32 [outputs, inputs].
@@ -68,7 +68,7 @@ def _round_rows(weight, settings):
 
 def gptq(weight, hessian, settings, damp=0.01):
     """
-    Quantise input by input, and let the inputs that are still to come make up for each one's error. The inputs with the
+    Quantize input by input, and let the inputs that are still to come make up for each one's error. The inputs with the
     largest mean square come first.
 
     With `settings.desc_act` a group is of inputs that come one after the other, and its scales are chosen when its turn
@@ -96,7 +96,7 @@ def gptq(weight, hessian, settings, damp=0.01):
 
 
 def _gptq_rows(weight, factor, order, importance, settings):
-    """`checkpoint.gptq` of some outputs, which have nothing to do with the others; `order` is the one of quantising."""
+    """`gptq` of some outputs, which have nothing to do with the others; `order` is the one of quantizing."""
     inputs, size = weight.shape[1], _size(settings.group_size, weight.shape[1])
     if settings.desc_act:
         group = torch.arange(inputs) // size
@@ -128,9 +128,9 @@ def _gptq_rows(weight, factor, order, importance, settings):
     return Levels(levels.t().contiguous(), scales.half(), zeros.byte(), order.int() if settings.desc_act else None)
 
 
-def _by_rows(quantise, weight):
-    """What `quantise` gives for some outputs at a time, put together: a head has 151,936."""
-    parts = [quantise(rows) for rows in weight.split(ROWS)]
+def _by_rows(quantize, weight):
+    """What `quantize` gives for some outputs at a time, put together: a head has 151,936."""
+    parts = [quantize(rows) for rows in weight.split(ROWS)]
     return Levels(*(torch.cat(tensors) for tensors in list(zip(*parts))[:3]), parts[0].order)
 
 

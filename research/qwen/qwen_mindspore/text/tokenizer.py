@@ -134,7 +134,7 @@ class QwenTokenizer(PreTrainedTokenizer):
     rank: 151643 to 151850 with Qwen's own vocabulary. The vocabulary cannot grow, and nothing is added around
     a text: Qwen has no token for its beginning.
 
-    Text is normalised to NFC before it is encoded. Control tokens typed in it become control tokens, unless
+    Text is normalized to NFC before it is encoded. Control tokens typed in it become control tokens, unless
     `allowed_special=set()` is given; text of users should be encoded so. A surrogate without its half becomes
     U+FFFD, as in tiktoken.
 

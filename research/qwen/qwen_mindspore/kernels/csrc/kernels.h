@@ -9,8 +9,8 @@
 
 namespace qwen {
 
-// weight [outputs, inputs] in float32 or, with 16 bits, float16; bias [outputs] or null. Of quantised weights (8 or 4 bits)
-// the weight is levels, bytes [outputs, inputs * bits / 8] as `CpuKernels.prepare_quantised` lays them out; scales and zeros
+// weight [outputs, inputs] in float32 or, with 16 bits, float16; bias [outputs] or null. Of quantized weights (8 or 4 bits)
+// the weight is levels, bytes [outputs, inputs * bits / 8] as `CpuKernels.prepare_quantized` lays them out; scales and zeros
 // [outputs, groups], column k of group k / group_size; null zeros: half of the levels' range; order [inputs] or null:
 // column k is multiplied by input order[k].
 struct Weights {

@@ -16,8 +16,8 @@ float norm_scale(const float *x, Norm norm, int64_t width) {
   return norm.weight ? 1.0f / std::sqrt(dot(x, x, width) / width + norm.epsilon) : 1.0f;
 }
 
-// out = x, normalised if there is a norm, with the inputs in the weights' order.
-void normalise(const float *x, Norm norm, int64_t width, const int32_t *order, float *out) {
+// out = x, normalized if there is a norm, with the inputs in the weights' order.
+void normalize(const float *x, Norm norm, int64_t width, const int32_t *order, float *out) {
   const float scale = norm_scale(x, norm, width);
   if (order != nullptr) {
     for (int64_t i = 0; i < width; ++i) out[i] = x[order[i]] * scale * (norm.weight ? norm.weight[order[i]] : 1.0f);
@@ -38,7 +38,7 @@ void sum_groups(const float *x, int64_t width, const Weights &weights, float *su
   }
 }
 
-// Lays `count` tokens of x, normalised if there is a norm, out in lanes as Input says, the inputs in the weights' order:
+// Lays `count` tokens of x, normalized if there is a norm, out in lanes as Input says, the inputs in the weights' order:
 // each thread its share.
 void prepare(Thread &thread, const float *x, int64_t count, int64_t width, Norm norm, const int32_t *order,
              int64_t lanes, float *out) {
@@ -104,7 +104,7 @@ void store_tile(const Tile &tile, int64_t tokens, int64_t rows, int64_t stride, 
 
 // Calls body(row, start, count, inputs, first) for every tile: kRows rows from `row`, and `count` tokens from `start` of
 // the input, whose first is token `first` of x. inputs[i] is for parts[i]: parts whose inputs have an order of their own
-// have inputs of their own. x [tokens, width] is normalised if there is a norm.
+// have inputs of their own. x [tokens, width] is normalized if there is a norm.
 template <typename Body>
 void for_tiles(Thread &thread, const float *x, int64_t tokens, int64_t width, Norm norm,
                const std::vector<Weights> &parts, int64_t rows, const Body &body) {
@@ -114,7 +114,7 @@ void for_tiles(Thread &thread, const float *x, int64_t tokens, int64_t width, No
   std::vector<Input> inputs(parts.size());
   if (tokens <= kDotTokens) {  // little enough for every thread to prepare, and none to wait
     const auto fewer = [](const Weights &a, const Weights &b) { return a.groups < b.groups; };
-    const Weights &grouped = *std::max_element(parts.begin(), parts.end(), fewer);  // the quantised ones are alike
+    const Weights &grouped = *std::max_element(parts.begin(), parts.end(), fewer);  // the quantized ones are alike
     const int64_t groups = grouped.groups;
     float *own = Thread::scratch(sources * tokens * (width + groups));
     float *sums = own + sources * tokens * width;
@@ -123,7 +123,7 @@ void for_tiles(Thread &thread, const float *x, int64_t tokens, int64_t width, No
       inputs[i] = {own + source * tokens * width, width, 0, sums + source * tokens * groups};
       for (int64_t t = 0; t < tokens && source == i; ++t) {
         float *token = own + (source * tokens + t) * width;
-        normalise(x + t * width, norm, width, parts[i].order, token);
+        normalize(x + t * width, norm, width, parts[i].order, token);
         sum_groups(token, width, grouped, sums + (source * tokens + t) * groups);
       }
     }
@@ -212,7 +212,7 @@ void swiglu(Thread &thread, const float *x, int64_t tokens, int64_t width, Norm 
 
 void rms_norm(Thread &thread, const float *x, int64_t tokens, int64_t width, Norm norm, float *out) {
   for (int64_t t = thread.index(); t < tokens; t += thread.count()) {
-    normalise(x + t * width, norm, width, nullptr, out + t * width);
+    normalize(x + t * width, norm, width, nullptr, out + t * width);
   }
   thread.barrier();
 }

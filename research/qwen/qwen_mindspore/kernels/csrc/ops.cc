@@ -14,8 +14,8 @@ float *between(int which, size_t floats) {
   return buffers[which].reserve(floats);
 }
 
-// The weights that are inputs 2 and on: weight; of quantised weights also scales, and zeros and order where there are
-// such; then perhaps a bias. Input 0 is x [T, in], input 1 `settings` [4] float32: epsilon; of quantised weights
+// The weights that are inputs 2 and on: weight; of quantized weights also scales, and zeros and order where there are
+// such; then perhaps a bias. Input 0 is x [T, in], input 1 `settings` [4] float32: epsilon; of quantized weights
 // group_size (not above 0: all inputs) and whether they have zeros; the cache's block_size.
 Weights weights_of(const Op &op) {
   const float *settings = op.f32(1);

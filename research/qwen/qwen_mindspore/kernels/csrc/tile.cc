@@ -1,5 +1,5 @@
 // Float32 weights are [out, in]. One token or a few are dot products, bound by reading the weights; more tokens are put
-// side by side in the lanes of vectors, so that a weight is read once and multiplies them all. Quantised weights become
+// side by side in the lanes of vectors, so that a weight is read once and multiplies them all. Quantized weights become
 // floats in registers for dot products, and in a core's cache for more tokens: both are exact but for float32 rounding.
 #include "tile.h"
 
@@ -107,7 +107,7 @@ void lane_tile_of(const float *const *rows, const float *x, const Input &in, int
   lane_tile<V>(rows, x, in, next, out);
 }
 
-// Levels of quantised weights, less half of their range: kBlock of them from `packed` as floats. 8 bits are signed bytes;
+// Levels of quantized weights, less half of their range: kBlock of them from `packed` as floats. 8 bits are signed bytes;
 // of 4 bits, 16 bytes hold inputs 0 .. 15 in their low halves, and 16 .. 31 in their high ones.
 constexpr int kBlockVecs = kBlock / kLanes;
 
@@ -139,7 +139,7 @@ inline float level(const uint8_t *packed, int64_t i) {
   return kBits == 8 ? static_cast<int8_t>(packed[i]) : (packed[i / 2] >> (i % 2 * 4) & 15) - 8;
 }
 
-// A row of quantised weights; no zeros: they are half of the range.
+// A row of quantized weights; no zeros: they are half of the range.
 template <int kBits>
 struct Row {
   Row(const Weights &weights, int64_t row, int64_t inputs)
@@ -238,7 +238,7 @@ inline void sum_rows(vec (&rows)[kRows], float (&sums)[kRows]) {
 }
 
 template <int kBits, int M>
-void dot_quantised(const Weights &weights, int64_t first, const Input &in, Tile &out) {
+void dot_quantized(const Weights &weights, int64_t first, const Input &in, Tile &out) {
   vec totals[M][kRows];
   float tails[M][kRows];
   for (int r = 0; r < kRows; ++r) {
@@ -261,7 +261,7 @@ void dot_quantised(const Weights &weights, int64_t first, const Input &in, Tile 
 
 // out [inputs] = the row in float32.
 template <int kBits>
-void dequantise(const Row<kBits> &row, const Weights &weights, int64_t inputs, float *out) {
+void dequantize(const Row<kBits> &row, const Weights &weights, int64_t inputs, float *out) {
   const uint8_t *packed = row.levels;
   for (int64_t g = 0; g < weights.groups; ++g) {
     const int64_t end = std::min(inputs, (g + 1) * weights.group_size);
@@ -309,11 +309,11 @@ void lane_tile_of_floats(const Weights &weights, int64_t first, const Input &in,
 }
 
 template <int kBits>
-void compute_quantised(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count,
+void compute_quantized(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count,
                        Tile &out) {
-  if (in.lanes == 0) return dot_tokens(count, [&](auto m) { dot_quantised<kBits, m()>(weights, first, in, out); });
+  if (in.lanes == 0) return dot_tokens(count, [&](auto m) { dot_quantized<kBits, m()>(weights, first, in, out); });
   const auto to_floats = [&](int64_t row, float *floats) {
-    dequantise(Row<kBits>(weights, row, in.inputs), weights, in.inputs, floats);
+    dequantize(Row<kBits>(weights, row, in.inputs), weights, in.inputs, floats);
   };
   lane_tile_of_floats(weights, first, in, start, count, to_floats, out);
 }
@@ -333,8 +333,8 @@ void compute_half(const Weights &weights, int64_t first, const Input &in, int64_
 }  // namespace
 
 void compute_tile(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count, Tile &out) {
-  if (weights.bits == 4) return compute_quantised<4>(weights, first, in, start, count, out);
-  if (weights.bits == 8) return compute_quantised<8>(weights, first, in, start, count, out);
+  if (weights.bits == 4) return compute_quantized<4>(weights, first, in, start, count, out);
+  if (weights.bits == 8) return compute_quantized<8>(weights, first, in, start, count, out);
   if (weights.bits == 16) return compute_half(weights, first, in, start, count, out);
   const float *rows[kRows];
   find_rows(weights, first, in.inputs, rows);

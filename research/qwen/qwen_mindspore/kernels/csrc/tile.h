@@ -19,7 +19,7 @@ typedef float Tile[kRows][kTileTokens];
 struct Input {
   const float *x;
   int64_t inputs, lanes;
-  const float *sums;  // for dot products with quantised weights: the sums of each token's groups, [tokens, groups]
+  const float *sums;  // for dot products with quantized weights: the sums of each token's groups, [tokens, groups]
 };
 
 // Rows first .. first + kRows of the weights times tokens start .. start + count; rows beyond the last repeat it.

@@ -1,0 +1,1 @@
+"""What several rooms need; imports nothing else of this package."""

@@ -1,0 +1,96 @@
+"""Files: where the user's caches are, digests, JSON, and writing a file or a folder whole or not at all."""
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+__all__ = ["cache_folder", "check_disk", "configs_folder", "read_json", "replacing", "sha256", "state_folder", "sync_folder", "to_json"]
+
+NAME = "qwen-mindspore"
+
+
+def cache_folder(*parts):
+    """Path below the user's cache of this project, `$XDG_CACHE_HOME/qwen-mindspore` or `~/.cache/qwen-mindspore`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", NAME, *parts)
+
+
+def state_folder(*parts):
+    """Path below the user's state, `$XDG_STATE_HOME/qwen-mindspore` or `~/.local/state/qwen-mindspore`."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", NAME, *parts)
+
+
+def configs_folder():
+    """Path of the YAMLs that are shipped: in an installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parents[2] / "configs"
+
+
+def sha256(path):
+    """The digest of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_json(path):
+    """The dict in a JSON file. Raises ValueError or FileNotFoundError with the path."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the model's {path.name} is needed")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bytes that are not UTF-8 are one, too
+        raise ValueError(f"{path}: not valid JSON ({error}): fetch the file again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}: fetch the file again")
+    return content
+
+
+def to_json(content):
+    """The bytes of a JSON file."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """
+    Write a file or a folder under a temporary name beside it, which becomes its name when the block ends; on an error
+    what was there is there still.
+
+    Args:
+        path (str | Path): What is to be written. A folder must not exist, or be empty.
+
+    Yields:
+        Path, where to write it. Nothing is there yet.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        written = Path(scratch, path.name)
+        yield written
+        os.replace(written, path)
+
+
+def sync_folder(folder):
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_disk(folder, needed):
+    """OSError where the disk of a folder, which need not be there yet, has not so many bytes free."""
+    folder = Path(folder).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"the disk is full, {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB "
+                                    "free: make room or choose another place", str(folder))

@@ -1,0 +1,101 @@
+"""From a YAML to a model that answers: its config, the device, the tokenizer, the weights."""
+from pathlib import Path
+
+from qwen_mindspore.common.files import configs_folder
+
+__all__ = ["build_config", "build_model", "build_tokenizer", "load_config", "resolve_device", "set_context"]
+
+
+def load_config(path, checkpoint="", device_target=None, device_id=None):
+    """
+    A YAML with what a command line says in it.
+
+    Args:
+        path (str): The YAML.
+        checkpoint (str): A checkpoint. Default: the one that the YAML names.
+        device_target (str): "auto", "CPU" or "Ascend". Default: the YAML's.
+        device_id (int): Which NPU. Default: the YAML's.
+
+    Returns:
+        MindFormerConfig, whose checkpoint and `context.device_target` are settled.
+
+    Raises:
+        FileNotFoundError, ValueError: No such YAML or checkpoint, or none named.
+    """
+    from mindformers.tools.register.config import MindFormerConfig
+
+    from qwen_mindspore.model.load import checkpoint_files
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config {path}: no such file; the shipped ones are in {configs_folder()}")
+    config = MindFormerConfig(path)
+    model_config = config.model.model_config
+    checkpoint = checkpoint or config.load_checkpoint or model_config.checkpoint_name_or_path
+    if not checkpoint:
+        raise ValueError(f"no checkpoint: give --load_checkpoint, or load_checkpoint in {path}")
+    checkpoint_files(checkpoint)
+    # The model loads it, not the Trainer, which would answer with random numbers where a weight is missing.
+    model_config.checkpoint_name_or_path = str(checkpoint)
+    config.load_checkpoint = ""
+    config.context.device_target = resolve_device(device_target or config.context.device_target)
+    if device_id is not None:
+        config.context.device_id = device_id
+    config.save_file = str(Path(config.output_dir or "./output") / "text_generation_result.txt")
+    return config
+
+
+def resolve_device(target):
+    """
+    "CPU" or "Ascend"; "auto" is Ascend where MindSpore finds an NPU.
+
+    Raises:
+        ValueError: Ascend on a machine without one.
+    """
+    import mindspore as ms
+    from mindspore import hal
+    has_npu = hal.is_available("Ascend")
+    if target == "auto":
+        return "Ascend" if has_npu else "CPU"
+    if target == "Ascend" and not has_npu:
+        raise ValueError(f"device_target Ascend: MindSpore {ms.__version__} finds no NPU here; --device_target CPU or "
+                         "auto runs on the CPU")
+    return target
+
+
+def set_context(config):
+    """Tell MindSpore of graph mode and the device of a config from `load_config`."""
+    import mindspore as ms
+    ms.set_context(mode=ms.GRAPH_MODE, device_target=config.context.device_target,
+                   device_id=config.context.device_id or 0)
+    if config.context.device_target == "Ascend":
+        ms.set_context(max_device_memory=config.context.max_device_memory,
+                       ascend_config=dict(config.context.ascend_config))
+
+
+def build_tokenizer(config):
+    """
+    The YAML's tokenizer, with a vocabulary from where the YAML says, else from beside the checkpoint, else the
+    official one; it wraps questions in ChatML where `chat_format` is chatml.
+    """
+    from qwen_mindspore.text.chatml import ChatMLTokenizer
+    from qwen_mindspore.text.tokenizer import QwenTokenizer, find_vocab_file
+    settings = dict(config.processor.tokenizer)
+    model_config = config.model.model_config
+    settings["vocab_file"] = find_vocab_file(settings.get("vocab_file"), beside=model_config.checkpoint_name_or_path)
+    is_chat = model_config.chat_format == "chatml"
+    return ChatMLTokenizer(**settings) if is_chat else QwenTokenizer(**settings)
+
+
+def build_config(config):
+    """The model's config, a QwenConfig or a LlamaConfig, of a config from `load_config`."""
+    from mindformers.models.build_config import build_model_config
+
+    from qwen_mindspore.model import config as qwen_config  # noqa: F401  registered with MindFormers
+    return build_model_config(config.model.model_config)
+
+
+def build_model(config):
+    """The model of a config from `load_config`, with its weights, ready to answer. Call `set_context` before."""
+    from qwen_mindspore.generate.loop import QwenForCausalLM
+    model = QwenForCausalLM(build_config(config))
+    model.set_train(False)
+    return model

@@ -1,0 +1,98 @@
+"""The next token by its logits: exact sampling without sorting the vocabulary, and what must hold of prompts and logits."""
+import numpy as np
+
+__all__ = ["check_prompt", "penalize", "sample"]
+
+NEAR = 1e-3  # of the largest weight: where the weights that hold top_p are looked for first
+GROUP = 64  # of logits, one of whose maximum tells whether top_k has to look at them
+
+
+def sample(logits, settings, uniform):
+    """
+    Draw a token: softmax of logits / temperature, cut to the `top_k` likeliest tokens, then to the fewest likeliest
+    ones that hold `top_p` of what is left.
+
+    Args:
+        logits (np.ndarray): [vocab_size] float32; altered.
+        settings (GenerationSettings or GenerationConfig): `temperature`, `top_k` (0 or None: off), `top_p` (1 or None:
+            off).
+        uniform (float): A random number from [0, 1).
+
+    Returns:
+        int, the token.
+
+    Source: Fan et al., arXiv:1805.04833 (top-k); Holtzman et al., arXiv:1904.09751 (top-p)
+    """
+    if settings.temperature not in (None, 1.0):
+        logits /= settings.temperature
+    top_k, top_p = settings.top_k or len(logits), settings.top_p or 1.0
+    weights = np.exp(logits - logits.max())
+    if top_k < len(logits):
+        kept = _largest(weights, top_k)
+        return _draw(kept, weights[kept], top_p, uniform)
+    if not np.isfinite(weights[-1]):
+        raise FloatingPointError("the logits are not finite")
+    return _draw(None, weights, top_p, uniform)
+
+
+def _largest(x, count):
+    """The places of the `count` largest of x, in any order."""
+    # At least so many are not below the least of the `count` largest maxima of groups: few others are either.
+    groups = x[:len(x) // GROUP * GROUP].reshape(GROUP, -1).max(0)
+    places = np.arange(len(x))
+    if count < len(groups):
+        places = np.flatnonzero(x >= np.partition(groups, -count)[-count])
+    return places[np.argpartition(x[places], -count)[-count:]]
+
+
+def _nucleus(weights, target):
+    """The places of the fewest largest weights, float32, whose sum is at least `target`; of equal ones the first."""
+    # Mostly, few weights are near the largest, and hold enough.
+    places = np.flatnonzero(weights >= NEAR * weights.max())
+    some = weights[places]
+    if some.sum(dtype=np.float64) < target:
+        places, some = np.arange(len(weights)), weights
+    # Sorting takes longest. The first bits of a weight tell its class, of all that are within 3 %: only the class in
+    # which the sum is reached is sorted.
+    classes = some.view(np.int32) >> 18
+    sums = np.cumsum(np.bincount(classes, some)[::-1])
+    reached = min(int(np.searchsorted(sums, target)), len(sums) - 1)
+    last = len(sums) - 1 - reached
+    edge = np.flatnonzero(classes == last)
+    edge = edge[np.argsort(-some[edge], kind="stable")]
+    missing = target - (sums[reached - 1] if reached else 0.0)
+    count = int(np.searchsorted(np.cumsum(some[edge], dtype=np.float64), missing)) + 1
+    return places[np.concatenate((np.flatnonzero(classes > last), edge[:count]))]
+
+
+def _draw(tokens, weights, top_p, uniform):
+    """One of `tokens` (None: their numbers) in proportion to `weights`, cut to the fewest that hold top_p of them."""
+    if top_p < 1.0:
+        kept = _nucleus(weights, top_p * weights.sum(dtype=np.float64))
+        tokens, weights = kept if tokens is None else tokens[kept], weights[kept]
+    sums = np.cumsum(weights, dtype=np.float64)
+    place = min(int(np.searchsorted(sums, uniform * sums[-1], side="right")), len(sums) - 1)
+    return place if tokens is None else int(tokens[place])
+
+
+def penalize(logits, ids, penalty):
+    """
+    Make tokens that are there already less likely, in place: logits [vocab_size], ids [S].
+
+    Source: Keskar et al., arXiv:1909.05858
+    """
+    seen = logits[ids]
+    logits[ids] = np.where(seen < 0, seen * penalty, seen / penalty)
+
+
+def check_prompt(prompt, vocabulary, room, name):
+    """ValueError for an array of ids that is empty, has other ids than the vocabulary, or leaves no room to answer."""
+    length = len(prompt)
+    if length == 0:
+        raise ValueError(f"{name} is empty")
+    wrong = prompt[(prompt < 0) | (prompt >= vocabulary)]
+    if wrong.size:
+        raise ValueError(f"{name}: id {wrong[0]} is outside the vocabulary of {vocabulary}")
+    if length >= room:
+        raise ValueError(f"{name} has {length} tokens and the model holds {room} with the answer: shorten it, or raise "
+                         "seq_length, and num_blocks where it is set")

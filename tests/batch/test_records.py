@@ -1,0 +1,192 @@
+"""Reading rows of every format, the good ones and the bad ones, with their numbers."""
+import json
+import sys
+
+import pytest
+
+from qwen_mindspore.batch import records as batch_records
+from qwen_mindspore.batch.records import count_records, file_format, read_records
+from qwen_mindspore.common.files import sha256
+
+BOM = b"\xef\xbb\xbf"
+PROMPTS = ["你好", 'a "quote", a comma', "two\nlines", "🙂 é é", "  spaces  "]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a file; without bytes the objects in its format."""
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+    return write
+
+
+def read(path, format=None, **options):
+    return list(read_records(path, file_format(path, format), **options))
+
+
+def prompts(path, **options):
+    return [(record.number, record.fields["prompt"]) for record in read(path, **options)]
+
+
+def errors(path, **options):
+    return [(record.number, record.error) for record in read(path, **options) if record.error]
+
+
+def json_lines(end):
+    return end.join(json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in PROMPTS).encode()
+
+
+@pytest.mark.parametrize("mark", [b"", BOM])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_jsonl(write, mark, end, last):
+    path = write("in.jsonl", mark + json_lines(end) + (end.encode() if last else b""))
+    assert prompts(path) == list(enumerate(PROMPTS, 1)) and count_records(path, "jsonl") == 5
+
+
+def test_empty_lines_of_jsonl_are_no_rows_but_count_as_lines(write):
+    path = write("in.jsonl", '\n{"prompt": "a"}\n \r\n\t\n{"prompt": "b"}\n\n')
+    assert prompts(path) == [(2, "a"), (5, "b")] and count_records(path, "jsonl") == 2
+
+
+def test_bad_lines_of_jsonl_are_told_by_number_and_kept(write):
+    lines = [b'{"prompt": "a"', b'{"prompt": "b"}', b'[1, 2]', b'{"prompt": "\xff"}', b'"text"', b'{"prompt": NaN}',
+             b"[" * 100_000, b'{"prompt": "c"}']
+    records = read(write("in.jsonl", b"\n".join(lines)))
+    assert [record.fields for record in records if not record.error] == [{"prompt": "b"}, {"prompt": "c"}]
+    told = {record.number: record.error for record in records if record.error}
+    assert list(told) == [1, 3, 4, 5, 6, 7]
+    for number, said in ((1, "invalid JSON"), (3, "expected an object of columns, found list"),
+                         (4, "not UTF-8 at byte 13"), (5, "found str"), (6, "NaN"), (7, "invalid JSON")):
+        assert said in told[number] and "\n" not in told[number]
+    assert records[0].source == '{"prompt": "a"' and records[2].source == "[1, 2]"
+    assert records[3].source == '{"prompt": "\ufffd"}'
+
+
+def test_a_line_without_end_is_a_bad_row_not_a_full_memory(write, monkeypatch):
+    monkeypatch.setattr(batch_records, "LONGEST", 100)
+    path = write("in.jsonl", json.dumps({"prompt": "x" * 1000}) + '\n{"prompt": "b"}\n' + '{"prompt": "y"' + " " * 500)
+    assert errors(path) == [(1, "longer than 0 MiB"), (3, "longer than 0 MiB")] and read(path)[1].fields["prompt"] == "b"
+
+
+@pytest.mark.parametrize("mark", [b"", BOM])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_text_has_a_prompt_on_each_line(write, mark, end):
+    path = write("in.txt", mark + end.join(["你好".encode(), b'{"a": "b"}', b"", "\u2028 is no end".encode()]))
+    assert prompts(path) == [(1, "你好"), (2, '{"a": "b"}'), (3, ""), (4, "\u2028 is no end")]
+    assert count_records(path, "text") == 4
+    assert read(path, prompt_column="question")[0].fields == {"question": "你好"}
+
+
+@pytest.mark.parametrize("mark", [b"", BOM])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_csv_with_quotes_and_lines_in_values(write, mark, end):
+    rows = ["id,prompt", *(f'{i},"{prompt}"' for i, prompt in enumerate(p.replace('"', '""') for p in PROMPTS))]
+    path = write("in.csv", mark + end.join(rows).encode())
+    assert prompts(path) == list(zip([2, 3, 4, 6, 7], PROMPTS)), "numbered by the line where a row begins"
+    assert count_records(path, "csv") == 5
+    assert read(path)[0].fields["id"] == "0"
+
+
+def test_tsv(write):
+    assert prompts(write("in.tsv", 'prompt\tid\n"a\tb"\t1\nc, d\t2\n')) == [(2, "a\tb"), (3, "c, d")]
+
+
+def test_bad_rows_of_csv(write):
+    rows = [b"id,prompt", b"1,a", b"2,a,b", b"3", b"", b'4,"a"b', b"5,\xff", b"6,c", b'7,"open', b"8,d"]
+    path = write("in.csv", b"\n".join(rows))
+    told = dict(errors(path))
+    assert list(told) == [3, 4, 6, 7, 9]
+    assert told[3] == "expected 2 values, as many as there are columns, found 3" and "found 1" in told[4]
+    assert "invalid CSV" in told[6] and told[7] == "not UTF-8" and "unexpected end of data" in told[9]
+    assert [record.fields["id"] for record in read(path) if not record.error] == ["1", "6"]
+    assert read(path)[1].source == "2,a,b" and read(path)[4].source == "5,\ufffd"
+    assert count_records(path, "csv") == len(read(path)) == 7
+
+
+@pytest.mark.parametrize("mark", [b"", BOM])
+def test_json(write, mark):
+    objects = [{"prompt": prompt, "seed": 7, "top_p": 0.5} for prompt in PROMPTS]
+    path = write("in.json", mark + json.dumps(objects, indent=1).encode())
+    assert prompts(path) == list(enumerate(PROMPTS, 1)) and count_records(path, "json") == 5
+    fields = read(path)[0].fields
+    assert fields == objects[0] and type(fields["seed"]) is int and type(fields["top_p"]) is float
+    path = write("in.json", '[{"prompt": "a"}, 3, {"prompt": "b"}]')
+    assert errors(path) == [(2, "expected an object of columns, found int")] and read(path)[1].source == "3"
+
+
+def test_json_that_is_no_array_or_broken_is_refused_before_anything_is_generated(write):
+    for content, said in (('{"prompt": "a"}', "expected a JSON array, found b'{'.*--input_format jsonl"),
+                          ('[{"prompt": "a"}, {"prompt": ', "invalid JSON"), ('[{"prompt": "a"}] x', "invalid JSON"),
+                          (b'[{"prompt": "\xff"}]', "invalid JSON")):
+        with pytest.raises(ValueError, match=rf"in.json: {said}"):
+            count_records(write("in.json", content), "json")
+
+
+def test_parquet(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+    path = tmp_path / "in.parquet"
+    table = pyarrow.table({"prompt": PROMPTS * 200, "history": [[["q", "a"]], None, None, None, []] * 200,
+                           "messages": [[{"role": "user", "content": "x"}]] * 1000, "id": list(range(1000))})
+    parquet.write_table(table, path, row_group_size=300)
+    records = read(path)
+    assert [(record.number, record.fields["prompt"]) for record in records] == list(enumerate(PROMPTS * 200, 1))
+    assert records[0].fields["history"] == [["q", "a"]] and records[1].fields["history"] is None
+    assert records[0].fields["messages"] == [{"role": "user", "content": "x"}] and records[999].fields["id"] == 999
+    assert count_records(path, "parquet") == 1000
+    with pytest.raises(ValueError, match="expected a column question, found prompt, history, messages, id"):
+        count_records(path, "parquet", prompt_column="question")
+    path.write_bytes(b"PAR1 no more")
+    with pytest.raises(ValueError, match="in.parquet: not a Parquet file that can be read"):
+        count_records(path, "parquet")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(write, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match="in.parquet: reading Parquet needs pyarrow: pip install pyarrow"):
+        count_records(write("in.parquet", b""), "parquet")
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.csv", "in.tsv", "in.txt"])
+@pytest.mark.parametrize("content", [b"", BOM])
+def test_an_empty_file_has_no_rows(write, name, content):
+    path = write(name, content)
+    assert read(path) == [] and count_records(path, file_format(path)) == 0
+
+
+def test_a_table_without_the_column_is_refused(write):
+    path = write("in.csv", "question,id\na,1\n")
+    with pytest.raises(ValueError, match="expected a column prompt or messages or query, found question, id; --prompt_col"):
+        read(path)
+    assert read(path, prompt_column="question")[0].fields["question"] == "a"
+    with pytest.raises(ValueError, match="two columns have the same name"):
+        read(write("in.csv", "prompt,prompt\na,b\n"))
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.csv", "in.txt"])
+def test_finished_rows_are_skipped_without_looking_at_them(write, name):
+    content = {"in.jsonl": '{"prompt": "a"}\nbad\n{"prompt": "c"}', "in.json": '[{"prompt": "a"}, 2, {"prompt": "c"}]',
+               "in.csv": "prompt\na\nb,b\nc", "in.txt": "a\nb\nc"}[name]
+    first = read(write(name, content))[0].number
+    assert prompts(write(name, content), skip={first, first + 1}) == [(first + 2, "c")]
+
+
+def test_what_is_not_utf8_is_said_at_once(write):
+    with pytest.raises(ValueError, match="expected UTF-8, found UTF-16"):
+        read(write("in.csv", "prompt\nä".encode("utf-16")))
+
+
+def test_the_format_is_told_by_the_name(write, tmp_path):
+    path = write("prompts", "a")
+    with pytest.raises(ValueError, match="expected a name that ends in .jsonl, .*--input_format"):
+        file_format(path)
+    assert file_format(path, "text") == "text" and file_format(write("A.JSONL", "")) == "jsonl"
+    with pytest.raises(FileNotFoundError, match="missing.csv: no such file"):
+        file_format(tmp_path / "missing.csv")
+
+
+def test_the_digest_is_that_of_the_whole_file(write):
+    assert sha256(write("a", b"x" * 3_000_000)) != sha256(write("a", b"x" * 2_999_999 + b"y"))

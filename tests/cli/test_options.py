@@ -1,0 +1,72 @@
+"""What the programs share: the YAML with the command line in it, the device, the options, and a clean standard output."""
+import argparse
+import subprocess
+import sys
+
+import pytest
+from mindformers.models.llama import LlamaConfig
+
+from qwen_mindspore.cli.options import add_common_options, add_generation_options, config_of, generation_options
+from qwen_mindspore.generate.build import build_config, build_tokenizer, resolve_device
+from qwen_mindspore.model.config import QwenConfig
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    add_common_options(parser, "predict_qwen_7b.yaml")
+    add_generation_options(parser)
+    return parser.parse_args(arguments)
+
+
+def test_the_command_line_wins_over_the_yaml(tiny_yaml, tiny_ckpt):
+    args = parse("--config", tiny_yaml("raw"), "--load_checkpoint", str(tiny_ckpt), "--device_id", "3")
+    config = config_of(args)
+    assert config.model.model_config.checkpoint_name_or_path == str(tiny_ckpt)
+    assert (config.context.device_id, config.context.device_target) == (3, "CPU")
+
+
+def test_auto_is_the_cpu_where_there_is_no_npu():
+    assert resolve_device("auto") == resolve_device("CPU") == "CPU"
+
+
+def test_generation_options_are_settings_and_none_where_not_given():
+    given = generation_options(parse("--top_p", "0.5", "--do_sample", "true", "--stop_words", "a", "b c", "--seed", "7"))
+    assert given == {"top_p": 0.5, "do_sample": True, "stop_words": ["a", "b c"], "seed": 7, "max_new_tokens": None,
+                     "temperature": None, "top_k": None, "repetition_penalty": None, "max_window_size": None,
+                     "chat_format": None}
+
+
+@pytest.mark.parametrize("arguments, said", [(["--max_new_tokens", "0"], "expected a positive number, found 0"),
+                                             (["--do_sample", "perhaps"], "expected true or false, found perhaps"),
+                                             (["--temperature", "hot"], "invalid float value: 'hot'")])
+def test_a_bad_option_is_refused_at_once(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        parse(*arguments)
+    assert f"{arguments[0]}: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [QwenConfig, LlamaConfig])
+def test_the_models_config_is_of_the_yamls_type(tiny_yaml, tiny_ckpt, kind):
+    config = config_of(parse("--config", tiny_yaml("raw", type=kind.__name__), "--load_checkpoint", str(tiny_ckpt)))
+    assert type(build_config(config)) is kind
+
+
+@pytest.mark.parametrize("chat_format, name", [("raw", "QwenTokenizer"), ("chatml", "ChatMLTokenizer")])
+def test_the_tokenizer_has_the_vocabulary_beside_the_checkpoint(tiny_yaml, tiny_ckpt, chat_format, name):
+    config = config_of(parse("--config", tiny_yaml(chat_format), "--load_checkpoint", str(tiny_ckpt)))
+    tokenizer = build_tokenizer(config)
+    assert (type(tokenizer).__name__, tokenizer.eod_id) == (name, 256)
+
+
+def test_standard_output_has_answers_and_nothing_else():
+    code = """
+import os, sys
+from qwen_mindspore.cli.command import stdout_for_answers
+with stdout_for_answers(verbose=False) as answers:
+    print("log of python")
+    os.write(1, b"log of C++")
+    print("answer", file=answers)
+print("behind")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("answer\nbehind\n", "log of C++")

@@ -1,0 +1,86 @@
+"""The main script, run as a user does: in a process of its own, from an empty directory."""
+import subprocess
+import sys
+
+import pytest
+
+from helpers import ROOT, TINY
+from qwen_mindspore.cli.predict import main, parse_args, read_prompts
+from qwen_mindspore.text.chatml import make_context
+from qwen_mindspore.text.tokenizer import QwenTokenizer
+
+PROMPT = "Once upon a time"
+
+
+def run(folder, *arguments):
+    command = [sys.executable, str(ROOT / "research/qwen/run_qwen_7b.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def expected_answer(build_tiny, tokenizer, ids, new_tokens, skip):
+    model = build_tiny(use_past=True, pad_token_id=256)
+    out = model.generate(ids, max_new_tokens=new_tokens, do_sample=False, eos_token_id=[258, 257, 256])[0]
+    return tokenizer.decode(out[skip:], skip_special_tokens=True)
+
+
+def test_a_base_model_continues_each_prompt(tmp_path, tiny_yaml, tiny_checkpoint, tiny_hf, build_tiny):
+    tokenizer = QwenTokenizer(str(tiny_hf))
+    prompts = [PROMPT, "The"]
+    result = run(tmp_path, "--config", tiny_yaml("raw"), "--run_mode", "predict", "--load_checkpoint",
+                 tiny_checkpoint, "--max_new_tokens", 8, "--predict_data", *prompts)
+    assert result.returncode == 0, result.stderr
+    answers = [expected_answer(build_tiny, tokenizer, tokenizer.encode(prompt), 8, 0) for prompt in prompts]
+    assert result.stdout == "".join(answer + "\n" for answer in answers)
+    assert "tokens/s" in result.stderr
+
+
+def test_a_chat_model_prints_only_its_reply(tmp_path, tiny_yaml, tiny_ckpt, tiny_hf, build_tiny):
+    tokenizer = QwenTokenizer(str(tiny_hf))
+    question = "Hi <|im_end|> there"
+    ids = make_context(tokenizer, question)[1]
+    result = run(tmp_path, "--config", tiny_yaml("chatml"), "--load_checkpoint", tiny_ckpt, "--device_target", "CPU",
+                 "--device_id", 0, "--predict_length", len(ids) + 9, "--predict_data", question)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == expected_answer(build_tiny, tokenizer, ids, 9, len(ids)).strip() + "\n"
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--load_checkpoint", "missing.ckpt"], "missing.ckpt: no such file"),
+    ([], "no checkpoint: give --load_checkpoint"),
+    (["--load_checkpoint", "CHECKPOINT", "--config", "missing.yaml"], "missing.yaml: no such file"),
+    (["--load_checkpoint", "CHECKPOINT", "--device_target", "Ascend"], "finds no NPU here"),
+    (["--load_checkpoint", "CHECKPOINT", "--predict_length", "5"], "max_length=5"),
+    (["--load_checkpoint", "HF"], "Hugging Face names"),
+])
+def test_what_can_not_run_ends_in_one_clear_line(arguments, said, tiny_yaml, tiny_checkpoint, capfd, tmp_path,
+                                                 monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"CHECKPOINT": str(tiny_checkpoint), "HF": str(TINY)}
+    arguments = [names.get(argument, argument) for argument in arguments]
+    if "--config" not in arguments:
+        arguments += ["--config", tiny_yaml("raw")]
+    assert main([*arguments, "--predict_data", PROMPT]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("run_qwen_7b: ") and said in last
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--predict_length", "0"], ["--max_new_tokens", "-1"], ["--device_target", "GPU"], ["--run_mode", "dance"],
+    ["--use_parallel", "perhaps"], ["--use_parallel", "True"],
+])
+def test_bad_options_are_refused_at_once(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_args([*arguments, "--predict_data", PROMPT])
+    assert error.value.code == 2 and arguments[0] in capsys.readouterr().err
+
+
+def test_prompts_come_from_arguments_and_files(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("你好\nhello\n", encoding="utf-8")
+    assert read_prompts(["one", f"@{file}", "two"]) == ["one", "你好", "hello", "two"]
+    with pytest.raises(ValueError, match="prompt 2 is empty"):
+        read_prompts(["one", " "])
+    with pytest.raises(OSError, match="missing"):
+        read_prompts(["@missing.txt"])

@@ -1,0 +1,116 @@
+"""Generation settings: where they come from, which source wins, and what is refused."""
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from qwen_mindspore.generate.settings import GenerationSettings, check_sampling
+from qwen_mindspore.model.config import QwenConfig
+
+CHAT_7B = {"chat_format": "chatml", "eos_token_id": 151643, "pad_token_id": 151643, "max_window_size": 6144,
+           "max_new_tokens": 512, "do_sample": True, "top_k": 0, "top_p": 0.8, "repetition_penalty": 1.1,
+           "transformers_version": "4.31.0"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def write(content):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "generation_config.json").write_text(text)
+        return tmp_path
+    return write
+
+
+def test_the_defaults_are_greedy_with_nothing_switched_on():
+    settings = GenerationSettings()
+    assert (settings.do_sample, settings.temperature, settings.top_k, settings.top_p) == (False, 1.0, 0, 1.0)
+    assert (settings.max_new_tokens, settings.repetition_penalty, settings.seed) == (512, 1.0, None)
+    assert (settings.stop_words_ids, settings.stop_words, settings.chat_format) == ((), (), "raw")
+
+
+def test_lists_become_tuples_so_that_settings_compare_and_hash():
+    settings = GenerationSettings(stop_words_ids=[[1], [2, 3]], stop_words=["Human:"])
+    assert settings.stop_words_ids == ((1,), (2, 3)) and settings.stop_words == ("Human:",)
+    assert hash(settings) == hash(GenerationSettings(stop_words_ids=((1,), (2, 3)), stop_words=("Human:",)))
+
+
+REFUSED = [("temperature", 0), ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", "1"),
+           ("top_p", 3), ("top_p", 0), ("top_p", True), ("top_k", -1), ("top_k", 2.5), ("repetition_penalty", -1.1),
+           ("max_new_tokens", 0), ("max_new_tokens", 1.5), ("do_sample", "yes"), ("do_sample", 1), ("seed", -1),
+           ("seed", 2 ** 32), ("seed", 0.5), ("chat_format", "llama"), ("max_window_size", 0), ("stop_words", "Human:"),
+           ("stop_words", ["a", ""]), ("stop_words", [7]), ("stop_words_ids", [7]), ("stop_words_ids", [[]]),
+           ("stop_words_ids", [["a"]]), ("stop_words_ids", [[-1]]), ("stop_words_ids", 7)]
+
+
+@pytest.mark.parametrize("name, value", REFUSED, ids=str)
+def test_a_value_out_of_range_is_refused_by_name(name, value, checkpoint):
+    with pytest.raises(ValueError, match=rf"^{name}: expected .*, found "):
+        GenerationSettings(**{name: value})
+    with pytest.raises(ValueError, match=f"^{name}: expected "):
+        GenerationSettings().override(**{name: value})
+    folder = checkpoint({name: value})
+    with pytest.raises(ValueError, match=f"generation_config.json: {name}: expected "):
+        GenerationSettings.load(SimpleNamespace(), folder)
+
+
+def test_override_changes_what_is_given_and_none_is_not_given():
+    settings = GenerationSettings(top_p=0.8, seed=7)
+    assert settings.override(top_p=None, top_k=5) == GenerationSettings(top_p=0.8, top_k=5, seed=7)
+    assert settings.override() == settings
+    with pytest.raises(ValueError, match="topp: no such setting, expected one of max_new_tokens, .*top_p"):
+        settings.override(topp=0.5)
+
+
+def test_sampling_settings_of_mindformers_may_be_none():
+    check_sampling(SimpleNamespace(temperature=None, top_k=None, top_p=None, repetition_penalty=None))
+    with pytest.raises(ValueError, match="top_p: expected a number above 0 and up to 1, which is off, found 3"):
+        check_sampling(SimpleNamespace(temperature=None, top_k=None, top_p=3, repetition_penalty=None))
+
+
+def test_a_released_chat_model(checkpoint):
+    settings = GenerationSettings.load(QwenConfig(), checkpoint(CHAT_7B))
+    assert settings == GenerationSettings(do_sample=True, top_p=0.8, repetition_penalty=1.1, chat_format="chatml",
+                                          stop_words_ids=((151643,),))
+
+
+def test_the_file_wins_over_the_model_config_and_arguments_over_the_file(checkpoint):
+    config = QwenConfig(do_sample=True, top_k=5, top_p=0.7, repetition_penalty=1.2, max_decode_length=100,
+                        chat_format="chatml", eos_token_id=9)
+    alone = GenerationSettings.load(config)
+    assert alone == GenerationSettings(max_new_tokens=100, do_sample=True, top_k=5, top_p=0.7, repetition_penalty=1.2,
+                                       chat_format="chatml", stop_words_ids=((9,),))
+    folder = checkpoint({"top_k": 8, "top_p": 0.6, "eos_token_id": [3, 4], "seed": None})
+    with_file = GenerationSettings.load(config, folder)
+    assert with_file == alone.override(top_k=8, top_p=0.6, stop_words_ids=((3,), (4,)))
+    with_arguments = GenerationSettings.load(config, folder, top_p=0.5, top_k=None, stop_words=["."])
+    assert with_arguments == with_file.override(top_p=0.5, stop_words=["."])
+
+
+def test_ids_that_end_a_sequence_count_as_stop_words_once(checkpoint):
+    folder = checkpoint({"eos_token_id": 3, "stop_words_ids": [[3], [1, 2]]})
+    assert GenerationSettings.load(QwenConfig(), folder).stop_words_ids == ((3,), (1, 2))
+    assert GenerationSettings.load(QwenConfig(), folder, stop_words_ids=[[5]]).stop_words_ids == ((5,), (3,))
+    assert GenerationSettings.load(QwenConfig(), folder, eos_token_id=[]).stop_words_ids == ((3,), (1, 2))
+    assert GenerationSettings.load(QwenConfig(eos_token_id=-1)).stop_words_ids == (), "-1 stands for none"
+
+
+def test_the_file_lies_beside_the_checkpoint_be_it_folder_or_file(checkpoint):
+    folder = checkpoint({"top_k": 8})
+    weights = folder / "qwen.ckpt"
+    weights.touch()
+    for place in (folder, str(folder), weights):
+        assert GenerationSettings.load(QwenConfig(), place).top_k == 8
+    assert GenerationSettings.load(QwenConfig(checkpoint_name_or_path=str(weights))).top_k == 8
+    assert GenerationSettings.load(QwenConfig(), folder / "nowhere/qwen.ckpt").top_k == 0
+
+
+@pytest.mark.parametrize("content, said", [("{", "Expecting"), ("[1]", "expected an object of settings, found list"),
+                                           ('{"eos_token_id": "x"}', "eos_token_id: expected an id or a list of ids")])
+def test_a_broken_file_is_named(checkpoint, content, said):
+    with pytest.raises(ValueError, match=rf"generation_config.json: {said}"):
+        GenerationSettings.load(QwenConfig(), checkpoint(content))
+
+
+def test_an_argument_that_is_no_setting_is_refused():
+    with pytest.raises(ValueError, match="beams: no such setting"):
+        GenerationSettings.load(QwenConfig(), beams=4)

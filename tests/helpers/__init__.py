@@ -1,0 +1,6 @@
+"""What several test files share."""
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests/data"
+TINY = DATA / "tiny_qwen"

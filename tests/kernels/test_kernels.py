@@ -1,0 +1,558 @@
+"""
+The elementary operations of `portable` against their definitions in numpy, float64; and of every other set that this
+machine can run, what it has of its own against `portable`.
+
+Inputs are random over shapes that tend to break kernels: one token, odd head counts, ragged lengths, half-full
+blocks, blocks in any order. Tolerance: float32 rounding of sums of the size in question.
+"""
+import math
+
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor
+
+from qwen_mindspore.checkpoint.packing import dequantize
+from qwen_mindspore.kernels import build_kernels, runnable_kernels
+from qwen_mindspore.kernels.cpu import build_library
+from qwen_mindspore.kernels.portable import PortableKernels
+from qwen_mindspore.model.config import QwenConfig
+
+TOLERANCE = 2e-5
+RAGGED = [[1], [5], [17], [3, 16, 1], [33, 4, 18, 2, 31], [100, 32]]
+RESUMED = [([9], [1]), ([17], [16]), ([16, 5], [12, 5]), ([33, 18, 7, 40], [1, 18, 3, 39])]  # lengths, tokens to come
+HEADS = [(1, 16), (3, 64), (5, 128), (4, 18)]
+
+
+def make_kernels(name, heads=4, size=16, block_size=16, num_blocks=64, **settings):
+    return build_kernels(QwenConfig(kernels=name, hidden_size=heads * size, num_heads=heads, block_size=block_size,
+                                    num_blocks=num_blocks, **settings))
+
+
+@pytest.fixture(autouse=True)
+def no_forced_set(monkeypatch):
+    monkeypatch.delenv("QWEN_KERNELS", raising=False)
+
+
+@pytest.fixture(params=[name for name in runnable_kernels() if name != "portable"])
+def other_set(request):
+    return request.param
+
+
+@pytest.fixture
+def random():
+    generator = np.random.default_rng(0)
+    return lambda *shape: generator.standard_normal(shape, np.float32)
+
+
+def run(function, *inputs):
+    out = function(*(x if isinstance(x, (float, tuple, Parameter, type(None))) else Tensor(x) for x in inputs))
+    return out.asnumpy()
+
+
+def softmax_attention(query, key, value, visible):
+    """q [Q, H, D], k and v [K, H, D], visible [Q, K] -> [Q, H * D]."""
+    scores = np.einsum("qhd,khd->hqk", query, key, dtype=np.float64) / math.sqrt(query.shape[-1])
+    scores = np.where(visible, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("hqk,khd->qhd", weights, value).reshape(len(query), -1)
+
+
+@pytest.mark.parametrize("tokens, hidden, epsilon", [(1, 64, 1e-6), (7, 576, 1e-5), (3, 1000, 1e-3)])
+def test_rms_norm(random, tokens, hidden, epsilon):
+    x, weight = random(tokens, hidden) * 3, random(hidden)
+    wide = x.astype(np.float64)
+    expected = wide / np.sqrt((wide ** 2).mean(-1, keepdims=True) + epsilon) * weight
+    actual = run(make_kernels("portable").rms_norm, x, weight, epsilon)
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("tokens, inputs, outputs", [(1, 64, 192), (5, 100, 33), (16, 576, 48), (40, 17, 1)])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_linear(random, tokens, inputs, outputs, has_bias):
+    x, weight = random(tokens, inputs), random(outputs, inputs)
+    bias = random(outputs) if has_bias else None
+    expected = x.astype(np.float64) @ weight.T + (bias if has_bias else 0)
+    weights = Tensor(weight), Tensor(bias) if has_bias else None
+    np.testing.assert_allclose(run(make_kernels("portable").linear, x, weights), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("inputs, outputs, group_size", [(64, 192, 32), (100, 33, 16), (48, 1, -1), (34, 5, 64)])
+@pytest.mark.parametrize("reordered, has_bias", [(True, False), (False, True)])
+def test_quantized_linear(random, bits, inputs, outputs, group_size, reordered, has_bias):
+    """Groups that divide the inputs, and don't; one group; fewer inputs than a group."""
+    kernels = make_kernels("portable", quantization={"bits": bits, "group_size": group_size, "desc_act": reordered})
+    generator = np.random.default_rng(1)
+    shapes = kernels.quantization.shapes(outputs, inputs)
+    weight = generator.integers(0, 256, shapes["weight"]).astype(np.uint8)
+    zeros = generator.integers(0, 2 ** bits, shapes["zeros"]).astype(np.uint8)
+    scales = (generator.uniform(0.5, 1, shapes["scales"]) / 2 ** bits).astype(np.float32)
+    order = generator.permutation(inputs).astype(np.int32) if reordered else None
+    x, bias = random(5, inputs), random(outputs) if has_bias else None
+    whole = dequantize(weight, scales, zeros, bits, group_size, order)
+    expected = x.astype(np.float64) @ whole.T + (bias if has_bias else 0)
+    held = *kernels.prepare_quantized(weight, scales, zeros), order, bias
+    weights = tuple(part if part is None else Tensor(part) for part in held)
+    np.testing.assert_allclose(run(kernels.linear, x, weights), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("heads, size", HEADS)
+def test_rotary(random, heads, size):
+    x, cos, sin = random(6, heads, size), random(6, size // 2), random(6, size // 2)
+    low, high = x[..., :size // 2], x[..., size // 2:]
+    c, s = cos[:, None], sin[:, None]
+    expected = np.concatenate([low * c - high * s, high * c + low * s], -1)
+    np.testing.assert_allclose(run(make_kernels("portable", heads, size).rotary, x, cos, sin), expected,
+                               atol=TOLERANCE)
+
+
+def test_swiglu_gates_by_its_second_input(random):
+    up, gate = random(5, 88), random(5, 88)
+    expected = up * (gate / (1 + np.exp(-gate.astype(np.float64))))
+    np.testing.assert_allclose(run(make_kernels("portable").swiglu, up, gate), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("heads, size", HEADS)
+@pytest.mark.parametrize("batch, length", [(1, 1), (2, 7), (3, 40)])
+def test_causal_attention(random, heads, size, batch, length):
+    query, key, value = (random(batch, length, heads, size) for _ in range(3))
+    visible = np.tri(length, dtype=bool)
+    expected = [softmax_attention(q, k, v, visible) for q, k, v in zip(query, key, value)]
+    actual = run(make_kernels("portable", heads, size).causal_attention, query, key, value)
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+class PagedCase:
+    """Sequences of random keys and values, in blocks handed out in random order, and caches full of other things."""
+
+    def __init__(self, name, lengths, heads, size, block_size, random):
+        self.kernels = make_kernels(name, heads, size, block_size, num_blocks=40)
+        self.lengths = np.array(lengths, np.int32)
+        blocks = -(-self.lengths // block_size)
+        order = iter(np.random.default_rng(1).permutation(40))
+        self.tables = np.full((len(lengths), blocks.max()), -1, np.int32)
+        for row, count in enumerate(blocks):
+            self.tables[row, :count] = [next(order) for _ in range(count)]
+        self.keys = [random(length, heads, size) for length in lengths]
+        self.values = [random(length, heads, size) for length in lengths]
+        self.positions = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
+        self.rows = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
+        self.slots = (self.tables[self.rows, self.positions // block_size] * block_size
+                      + self.positions % block_size).astype(np.int32)
+        shape = self.kernels.cache_shape(QwenConfig(hidden_size=heads * size, num_heads=heads, block_size=block_size,
+                                                    num_blocks=40))
+        self.caches = tuple(Parameter(Tensor(random(*shape)), name=name) for name in "kv")
+
+    def last(self, queries):
+        """Which of all tokens are the last ones of each sequence."""
+        return self.positions >= (self.lengths - queries)[self.rows]
+
+    def chosen(self, chosen):
+        """
+        Tables, lengths, queries, positions and rows of a prefill of the chosen tokens, before which others of their
+        sequences may be cached.
+        """
+        sequences, rows, queries = np.unique(self.rows[chosen], return_inverse=True, return_counts=True)
+        positions = self.positions[chosen]
+        lengths = positions[np.cumsum(queries) - 1] + 1
+        return [Tensor(x.astype(np.int32)) for x in (self.tables[sequences], lengths, queries, positions, rows)]
+
+    def write(self, chosen=slice(None)):
+        return self.kernels.cache_write(Tensor(np.concatenate(self.keys)[chosen]),
+                                        Tensor(np.concatenate(self.values)[chosen]),
+                                        self.caches, Tensor(self.slots[chosen]))
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("lengths", RAGGED)
+@pytest.mark.parametrize("heads, size", HEADS[:2])
+def test_prefill_attention(random, lengths, heads, size, block_size):
+    case = PagedCase("portable", lengths, heads, size, block_size, random)
+    query = [random(length, heads, size) for length in lengths]
+    layout = case.kernels.prefill_layout(Tensor(case.tables), Tensor(case.lengths), None, Tensor(case.positions),
+                                         Tensor(case.rows))
+    actual = case.kernels.prefill_attention(*(Tensor(np.concatenate(x)) for x in (query, case.keys, case.values)),
+                                            case.write(), layout).asnumpy()
+    expected = np.concatenate([softmax_attention(q, k, v, np.tri(len(q), dtype=bool))
+                               for q, k, v in zip(query, case.keys, case.values)])
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("lengths, queries", RESUMED)
+def test_prefill_attention_of_sequences_whose_beginning_is_cached(random, lengths, queries, block_size):
+    case = PagedCase("portable", lengths, 3, 18, block_size, random)
+    chosen = case.last(queries)
+    query = random(sum(queries), 3, 18)
+    layout = case.kernels.prefill_layout(*case.chosen(chosen))
+    actual = case.kernels.prefill_attention(Tensor(query), Tensor(np.concatenate(case.keys)[chosen]),
+                                            Tensor(np.concatenate(case.values)[chosen]), case.write(), layout).asnumpy()
+    of_each = np.split(query, np.cumsum(queries)[:-1])
+    expected = np.concatenate([softmax_attention(q, k, v, np.tri(len(k), dtype=bool)[-len(q):])
+                               for q, k, v in zip(of_each, case.keys, case.values)])
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("lengths", RAGGED)
+@pytest.mark.parametrize("heads, size", HEADS)
+def test_decode_attention(random, lengths, heads, size, block_size):
+    case = PagedCase("portable", lengths, heads, size, block_size, random)
+    case.write()
+    last = np.cumsum(lengths) - 1
+    query = random(len(lengths), heads, size)
+    layout = case.kernels.decode_layout(Tensor(case.tables), Tensor(case.lengths))
+    actual = case.kernels.decode_attention(Tensor(query), case.write(last), layout).asnumpy()
+    expected = [softmax_attention(q[None], k, v, np.ones((1, len(k)), bool))[0]
+                for q, k, v in zip(query, case.keys, case.values)]
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+def to_8_bits(x):
+    """x [T, H, D] of one sequence, and the levels [T, H, D], scales and zeros [H] that it has in numpy."""
+    high, low = x.max((0, 2)), x.min((0, 2))
+    scale = (high - low) / np.float32(255)
+    zero = -low / scale
+    return (x / scale[:, None] + zero[:, None]).clip(0, 255).astype(np.uint8), scale, zero
+
+
+@pytest.mark.parametrize("lengths", RAGGED)
+@pytest.mark.parametrize("heads, size", HEADS[:2])
+def test_8_bit_cache(random, lengths, heads, size):
+    """What one call writes for a sequence shares a scale for each head; in decoding that is one token."""
+    case = PagedCase("portable", lengths, heads, size, 16, random)
+    kernels = make_kernels("portable", heads, size, 16, num_blocks=40, use_cache_quantization=True)
+    caches = tuple(Parameter(Tensor(np.zeros((40 * 16, width), dtype)), name=name) for name, width, dtype in (
+        ("k", heads * size, np.uint8), ("v", heads * size, np.uint8), ("ks", 2 * heads, np.float32),
+        ("vs", 2 * heads, np.float32)))
+    keys, values = np.concatenate(case.keys), np.concatenate(case.values)
+
+    written = kernels.cache_write(*map(Tensor, (keys, values)), caches,
+                                  *map(Tensor, (case.slots, case.rows, case.lengths)))
+    for actual, expected in zip(kernels._read(written, Tensor(case.slots[None])), (case.keys, case.values)):
+        whole = []
+        for x in expected:
+            levels, scale, zero = to_8_bits(x)
+            whole.append(scale[:, None] * (levels - zero[:, None]))
+        # The last bit of float32 decides about a number on the edge of a level: a few may be off by one.
+        error = np.abs(actual.asnumpy()[0] - np.concatenate(whole)) / max(np.ptp(x) / 255 for x in expected)
+        assert error.max() < 1.01 and (error > 0.01).mean() < 0.01
+
+    last = np.cumsum(lengths) - 1
+    written = kernels.cache_write(*map(Tensor, (keys[last], values[last])), caches, Tensor(case.slots[last]))
+    read = kernels._read(written, Tensor(case.slots[None, last]))[0].asnumpy()[0]
+    assert np.all(np.abs(read - keys[last]) <= np.ptp(keys[last], -1)[..., None] / 255 * 1.01)
+
+
+def test_a_head_that_is_all_one_number_survives_8_bits():
+    kernels = make_kernels("portable", 2, 16, use_cache_quantization=True)
+    x = np.concatenate((np.full((1, 1, 16), -3.25), np.zeros((1, 1, 16))), 1).astype(np.float32)
+    levels, scales = kernels._to_8_bits(Tensor(x), None, None)
+    read = kernels._from_8_bits(levels[None], scales, Tensor(np.zeros((1, 1), np.int32)), (1, 1, 2, 16))
+    np.testing.assert_array_equal(read.asnumpy()[0], x)
+
+
+def test_writing_leaves_other_slots_alone(random):
+    case = PagedCase("portable", [3, 9], 4, 16, 4, random)
+    before = case.caches[0].asnumpy().copy()
+    case.write()
+    after = case.caches[0].asnumpy()
+    changed = (before != after).reshape(40 * 4, -1).any(-1)
+    assert sorted(np.flatnonzero(changed)) == sorted(case.slots)
+
+
+def linear_weights(random, outputs, inputs, bias=False):
+    return (Tensor(random(outputs, inputs) / math.sqrt(inputs)), Tensor(random(outputs)) if bias else None)
+
+
+def assert_same(actual, expected):
+    np.testing.assert_allclose(actual.asnumpy(), expected.asnumpy(), atol=TOLERANCE, rtol=1e-5)
+
+
+# More tokens than a tile's, than a block's of tokens and than a vector's lanes; weights that don't fill a tile.
+TOKENS = [1, 2, 3, 4, 5, 16, 17, 48, 50, 500]
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_own_rms_norm(other_set, random, tokens):
+    portable, other = (make_kernels(name, layer_norm_epsilon=1e-3) for name in ("portable", other_set))
+    x, weight = Tensor(random(tokens, 100)), Tensor(random(100))
+    assert_same(other.rms_norm(x, weight, 1e-3), portable.rms_norm(x, weight, 1e-3))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("inputs, outputs, bias", [(64, 96, False), (100, 33, True), (17, 1, False)])
+def test_own_linear(other_set, random, tokens, inputs, outputs, bias):
+    portable, other = (make_kernels(name) for name in ("portable", other_set))
+    x, weights = Tensor(random(tokens, inputs)), linear_weights(random, outputs, inputs, bias)
+    assert_same(other.linear(x, weights), portable.linear(x, weights))
+
+
+def layer_inputs(random, tokens, heads, size, hidden=40, width=50):
+    """x, and the weights of both halves of a layer; how to rotate."""
+    attention = [(Tensor(random(hidden)), 1e-6)]
+    attention += [linear_weights(random, heads * size, hidden, bias=True) for _ in range(3)]
+    attention.append(linear_weights(random, hidden, heads * size))
+    feed_forward = [(Tensor(random(hidden)), 1e-6)]
+    feed_forward += [linear_weights(random, *shape) for shape in ((width, hidden), (hidden, width), (width, hidden))]
+    rotation = [Tensor(random(tokens, size // 2)) for _ in range(4)]
+    return (Tensor(random(tokens, hidden)), tuple(attention), tuple(feed_forward)), rotation
+
+
+class Layers:
+    """Layers as a kernel set runs them: all at once, or one after the other."""
+
+    def __init__(self, kernels, weights, caches=()):
+        self.kernels = kernels
+        self.layers = [(attention, feed_forward, caches) for attention, feed_forward in weights]
+        self.table = kernels.layer_table(self.layers) if kernels.runs_layers_at_once else None
+
+    def whole(self, x, rotation, ids):
+        if self.table:
+            return self._done(self.kernels.layers_whole(x, self.table.place(refresh=True), rotation, ids))
+        for attention, feed_forward, _ in self.layers:
+            x = self.kernels.layer_whole(x, attention, feed_forward, rotation, ids)
+        return x
+
+    def prefill(self, x, rotation, slots, tables, lengths, queries, positions, rows):
+        if self.table:
+            return self._at_once(x, rotation, slots, tables, lengths, queries)
+        layout = self.kernels.prefill_layout(tables, lengths, queries, positions, rows)
+        return self._one_by_one(x, rotation, slots, layout, True)
+
+    def decode(self, x, rotation, slots, tables, lengths):
+        if self.table:
+            return self._at_once(x, rotation, slots, tables, lengths, None)
+        return self._one_by_one(x, rotation, slots, self.kernels.decode_layout(tables, lengths), False)
+
+    def _at_once(self, x, rotation, *inputs):
+        return self._done(self.kernels.layers(x, self.table.place(refresh=True), rotation, *inputs))
+
+    def _one_by_one(self, x, rotation, slots, layout, prefill):
+        for attention, feed_forward, caches in self.layers:
+            x = self.kernels.layer(x, attention, feed_forward, rotation, caches, slots, layout, prefill)
+        return x
+
+    @staticmethod
+    def _done(out):
+        """Operations called outside a graph may run later, when the table is gone."""
+        out.asnumpy()
+        return out
+
+
+@pytest.mark.parametrize("heads, size", HEADS)
+@pytest.mark.parametrize("batch, length", [(1, 1), (2, 7), (3, 40), (1, 100)])
+def test_own_layer_on_whole_sequences(other_set, random, heads, size, batch, length):
+    portable, other = (make_kernels(name, heads, size) for name in ("portable", other_set))
+    compare_whole(portable, other, layer_inputs(random, batch * length, heads, size), (batch, length))
+
+
+@pytest.mark.parametrize("lengths", RAGGED)
+@pytest.mark.parametrize("heads, size", HEADS)
+def test_own_layer_with_an_8_bit_cache(other_set, random, lengths, heads, size):
+    case = PagedCase("portable", lengths, heads, size, 16, random)
+    prompts, of_prompts = layer_inputs(random, sum(lengths), heads, size)
+    steps, of_steps = layer_inputs(random, len(lengths), heads, size)
+    outputs = []
+    for name in ("portable", other_set):
+        kernels = make_kernels(name, heads, size, 16, num_blocks=40, use_cache_quantization=True)
+        caches = tuple(Parameter(Tensor(np.zeros((40 * 16, width), dtype)), name=name) for name, width, dtype in (
+            ("k", heads * size, np.uint8), ("v", heads * size, np.uint8), ("ks", 2 * heads, np.float32),
+            ("vs", 2 * heads, np.float32)))
+        outputs.append([x.asnumpy() for x in (*prefill_and_decode(kernels, case, caches, prompts, of_prompts, steps,
+                                                                  of_steps), *caches)])
+    # The last bit of float32 decides about a number on the edge of a level: a few are off by one.
+    for expected, actual in zip(*outputs):
+        if expected.dtype == np.uint8:
+            off = np.abs(expected.astype(int) - actual)
+            assert off.max() <= 1 and (off > 0).mean() < 0.001
+        else:
+            np.testing.assert_allclose(actual, expected, atol=0.03)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
+@pytest.mark.parametrize("inputs, outputs", [(64, 96), (100, 33), (7, 1)])
+def test_own_linear_of_float16_weights(other_set, random, tokens, inputs, outputs):
+    portable, other = (make_kernels(name) for name in ("portable", other_set))
+    weight = (random(outputs, inputs) * 10.0 ** np.linspace(-7, 1, inputs)).astype(np.float16)  # denormal ones, too
+    x, weights = Tensor(random(tokens, inputs)), (Tensor(weight), None)
+    assert_same(other.linear(x, weights), portable.linear(x, weights))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("hidden, width", [(64, 176), (36, 50)])
+def test_own_layer_of_other_widths(other_set, random, tokens, hidden, width):
+    portable, other = (make_kernels(name, 3, 16) for name in ("portable", other_set))
+    compare_whole(portable, other, layer_inputs(random, tokens, 3, 16, hidden, width), (1, tokens))
+
+
+def compare_whole(portable, other, inputs, shape):
+    ((x, *weights), rotation), ids = inputs, Tensor(np.zeros(shape, np.int32))
+    assert_same(*(Layers(kernels, [weights]).whole(x, rotation, ids) for kernels in (other, portable)))
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("lengths", RAGGED)
+@pytest.mark.parametrize("heads, size", HEADS)
+def test_own_layer_in_prefill_and_decoding(other_set, random, lengths, heads, size, block_size):
+    cases = {name: PagedCase(name, lengths, heads, size, block_size, random)
+             for name in ("portable", other_set)}
+    prompts, of_prompts = layer_inputs(random, sum(lengths), heads, size)
+    steps, of_steps = layer_inputs(random, len(lengths), heads, size)
+    outputs = {}
+    for name, case in cases.items():
+        caches = tuple(Parameter(Tensor(np.zeros(cache.shape, np.float32)), name=cache.name) for cache in case.caches)
+        both = prefill_and_decode(case.kernels, case, caches, prompts, of_prompts, steps, of_steps)
+        outputs[name] = *both, caches[0].reshape(-1), caches[1].reshape(-1)
+    for actual, expected in zip(outputs[other_set], outputs["portable"]):
+        assert_same(actual, expected)
+
+
+def prefill_and_decode(kernels, case, caches, prompts, of_prompts, steps, of_steps):
+    """Outputs of a layer for all tokens of the case; then of one with other weights for each sequence's last again."""
+    tables, counts = Tensor(case.tables), Tensor(case.lengths)
+    (x, *weights), (step, *step_weights) = prompts, steps
+    prefill = Layers(kernels, [weights], caches).prefill(x, of_prompts, Tensor(case.slots), tables, counts, counts,
+                                                         Tensor(case.positions), Tensor(case.rows))
+    last = Tensor(case.slots[np.cumsum(case.lengths) - 1])
+    return prefill, Layers(kernels, [step_weights], caches).decode(step, of_steps, last, tables, counts)
+
+
+def test_own_layers_run_in_order(other_set, random):
+    (x, *first), rotation = layer_inputs(random, 14, 3, 16)
+    (_, *second), _ = layer_inputs(random, 14, 3, 16)
+    ids = Tensor(np.zeros((2, 7), np.int32))
+    outputs = [[Layers(make_kernels(name, 3, 16), weights).whole(x, rotation, ids)
+                for weights in ([first, second], [second, first])] for name in ("portable", other_set)]
+    for expected, actual in zip(*outputs):
+        assert_same(actual, expected)
+    assert np.abs(outputs[0][0].asnumpy() - outputs[0][1].asnumpy()).max() > 0.1
+
+
+@pytest.mark.parametrize("block_size", [4, 16])
+@pytest.mark.parametrize("lengths, queries", RESUMED)
+@pytest.mark.parametrize("name", runnable_kernels())
+def test_prefill_in_two_parts_computes_what_prefill_at_once_does(name, random, lengths, queries, block_size):
+    case = PagedCase(name, lengths, 3, 64, block_size, random)
+    inputs, rotation = layer_inputs(random, sum(lengths), 3, 64)
+    later = case.last(queries)
+    whole, whole_caches = prefilled(case, inputs, rotation, [np.ones_like(later)])
+    parts, part_caches = prefilled(case, inputs, rotation, [~later, later] if not later.all() else [later])
+    np.testing.assert_allclose(parts, whole[later], atol=TOLERANCE, rtol=1e-5)
+    for actual, expected in zip(part_caches, whole_caches):
+        assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("name", runnable_kernels())
+def test_a_sequence_may_share_blocks_that_another_one_fills_in_the_same_prefill(name, random):
+    case = PagedCase(name, [13, 11], 3, 64, 4, random)
+    inputs, rotation = layer_inputs(random, 24, 3, 64)
+    same = case.positions < 8
+    for x in (inputs[0], *rotation):  # both begin with the same eight tokens
+        x[13:21] = x[:8]
+    whole, _ = prefilled(case, inputs, rotation, [np.ones_like(same)])
+    case.tables[1, :2] = case.tables[0, :2]
+    own = ~same | (case.rows == 0)
+    shared, _ = prefilled(case, inputs, rotation, [own])
+    np.testing.assert_allclose(shared, whole[own], atol=TOLERANCE, rtol=1e-5)
+
+
+def prefilled(case, inputs, rotation, parts):
+    """Run a layer on parts of the tokens, one after the other: the last one's output, and the caches."""
+    x, *weights = inputs
+    caches = tuple(Parameter(Tensor(np.zeros(cache.shape, np.float32)), name=cache.name) for cache in case.caches)
+    layers = Layers(case.kernels, [weights], caches)
+    for chosen in parts:
+        out = layers.prefill(Tensor(x.asnumpy()[chosen]), [Tensor(y.asnumpy()[chosen]) for y in rotation],
+                             Tensor(case.slots[chosen]), *case.chosen(chosen))
+    return out.asnumpy(), caches
+
+
+def quantized_weights(random, kernels, outputs, inputs, has_bias=False):
+    """The same for every set that is given, as that set holds it."""
+    quantization = kernels[0].quantization
+    shapes = quantization.shapes(outputs, inputs)
+    generator = np.random.default_rng(outputs)
+    weight = generator.integers(0, 256, shapes["weight"], np.uint8)
+    zeros = generator.integers(0, 2 ** quantization.bits, shapes["zeros"], np.uint8)
+    if quantization.sym:
+        zeros = np.full_like(zeros, 2 ** (quantization.bits - 1))
+    scales = np.abs(random(*shapes["scales"])) / 2 ** quantization.bits / math.sqrt(inputs)
+    order = Tensor(generator.permutation(inputs).astype(np.int32)) if quantization.desc_act else None
+    bias = Tensor(random(outputs)) if has_bias else None
+    return [(*map(Tensor, own.prepare_quantized(weight.copy(), scales, zeros)), order, bias) for own in kernels]
+
+
+# Groups that fill vectors and that don't, the last one short, one for all; 4 bits and 8.
+QUANTIZATIONS = [{"bits": bits, "group_size": size, "desc_act": desc_act, "sym": sym}
+                 for bits, size, desc_act, sym in [
+                     (4, 32, False, True), (4, 128, True, True), (4, -1, False, False), (4, 10, False, False),
+                     (4, 48, True, False), (8, 32, True, False), (8, -1, False, True), (8, 7, False, False),
+                     (8, 64, False, True)]]
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=str)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
+@pytest.mark.parametrize("inputs, outputs, bias", [(64, 24, False), (200, 33, True)])
+def test_own_quantized_linear(other_set, random, quantization, tokens, inputs, outputs, bias):
+    kernels = [make_kernels(name, quantization=quantization) for name in ("portable", other_set)]
+    x = Tensor(random(tokens, inputs))
+    expected, actual = (own.linear(x, weights)
+                        for own, weights in zip(kernels, quantized_weights(random, kernels, outputs, inputs, bias)))
+    assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("desc_act", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+@pytest.mark.parametrize("quantized", ["all", "some"])
+def test_own_layer_of_quantized_linears(other_set, random, desc_act, tokens, quantized):
+    quantization = {"bits": 4, "group_size": 16, "desc_act": desc_act, "sym": not desc_act}
+    kernels = [make_kernels(name, 3, 16, quantization=quantization) for name in ("portable", other_set)]
+    (x, attention, feed_forward), rotation = layer_inputs(random, tokens, 3, 16)
+    layers = [[[half[0]] for half in (attention, feed_forward)] for _ in kernels]
+    for half, linears in enumerate((attention, feed_forward)):
+        for i, (weight, bias) in enumerate(linears[1:]):
+            both = [(weight, bias)] * 2
+            if quantized == "all" or i % 2:  # each with an order of its own
+                both = quantized_weights(random, kernels, *weight.shape, bias is not None)
+            for own, weights in zip(layers, both):
+                own[half].append(weights)
+    ids = Tensor(np.zeros((1, tokens), np.int32))
+    expected, actual = (Layers(own, [layer]).whole(x, rotation, ids) for own, layer in zip(kernels, layers))
+    assert_same(actual, expected)
+
+
+def test_four_bits_in_odd_groups_are_left_to_the_portable_set(other_set):
+    quantization = {"bits": 4, "group_size": 5}
+    assert type(make_kernels("auto", quantization=quantization)) is PortableKernels
+    with pytest.raises(ValueError, match="4-bit weights: expected an even group_size, found 5"):
+        make_kernels(other_set, quantization=quantization)
+
+
+def test_an_unknown_set_is_refused():
+    with pytest.raises(ValueError, match="kernels: expected one of auto, .*portable.*found 'cuda'"):
+        build_kernels(QwenConfig(kernels="cuda"))
+
+
+def test_the_environment_forces_a_set(monkeypatch):
+    monkeypatch.setenv("QWEN_KERNELS", "portable")
+    assert type(make_kernels("auto")) is PortableKernels
+
+
+def test_without_a_compiler_the_portable_set_is_taken_unless_the_other_is_forced(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert type(make_kernels("auto")) is PortableKernels
+    with pytest.raises(ValueError, match="kernels cpu: no C.. compiler no-such-compiler: install"):
+        make_kernels("cpu")
+
+
+def test_the_library_is_built_once_and_again_for_another_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = build_library()
+    built = first.stat().st_mtime_ns
+    assert build_library() == first and first.stat().st_mtime_ns == built
+    monkeypatch.setenv("CXX", "c++")
+    assert build_library() != first
+    assert sorted(path.suffix for path in first.parent.iterdir()) == [".so", ".so"], "nothing half-built is left"

@@ -1,0 +1,109 @@
+"""Loading checkpoints: formats, types, and what is refused."""
+import mindspore as ms
+import numpy as np
+import pytest
+
+from helpers import TINY
+from qwen_mindspore.checkpoint.convert import convert_weight
+from qwen_mindspore.generate.loop import QwenForCausalLM
+from qwen_mindspore.model.config import QwenConfig
+from qwen_mindspore.model.load import checkpoint_files, load_weights
+
+
+@pytest.fixture
+def model():
+    return QwenForCausalLM(QwenConfig.from_hf_config(TINY))
+
+
+def weights(model):
+    return {parameter.name: parameter.asnumpy().copy() for parameter in model.get_parameters()}
+
+
+@pytest.fixture(scope="module")
+def expected(build_tiny):
+    return weights(build_tiny())
+
+
+def assert_equal(actual, expected, rtol=0.0):
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        np.testing.assert_allclose(value, expected[name], rtol=rtol, atol=1e-6 if rtol else 0, err_msg=name)
+
+
+def test_every_format_gives_the_same_weights(model, expected, tiny_hf, tiny_ckpt, tiny_checkpoint, tmp_path):
+    single = tmp_path / "one" / "qwen.safetensors"
+    single.parent.mkdir()
+    convert_weight(str(tiny_hf), str(single))
+    for path in (tiny_ckpt, tiny_ckpt.parent, tiny_checkpoint, single):
+        fresh = QwenForCausalLM(QwenConfig.from_hf_config(TINY))
+        load_weights(fresh, str(path))
+        assert_equal(weights(fresh), expected)
+
+
+@pytest.mark.parametrize("dtype, rtol", [("float16", 1e-3), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("name", ["qwen.ckpt", "folder"])
+def test_16_bit_checkpoints_load_into_float32(model, expected, tiny_hf, tmp_path, dtype, rtol, name):
+    convert_weight(str(tiny_hf), str(tmp_path / name), dtype=dtype)
+    load_weights(model, str(tmp_path / name))
+    assert_equal(weights(model), expected, rtol)
+
+
+def test_what_is_not_there_or_not_a_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        checkpoint_files(tmp_path / "missing.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"no .safetensors or .ckpt file in this folder"):
+        checkpoint_files(tmp_path)
+    (tmp_path / "model.bin").write_text("")
+    with pytest.raises(ValueError, match=r"expected a .ckpt or .safetensors file"):
+        checkpoint_files(tmp_path / "model.bin")
+
+
+def saved(model, path, change):
+    entries = {parameter.name: parameter for parameter in model.get_parameters()}
+    change(entries)
+    ms.save_checkpoint([{"name": name, "data": value} for name, value in entries.items()], str(path))
+    return str(path)
+
+
+def test_a_missing_weight_is_named(model, tmp_path):
+    path = saved(model, tmp_path / "x.ckpt", lambda entries: entries.pop("transformer.ln_f.weight"))
+    with pytest.raises(ValueError, match=r"x.ckpt: .*1 of \d+ weights are missing.*transformer.ln_f.weight"):
+        load_weights(model, path)
+
+
+def test_a_weight_of_another_shape_is_named(model, tmp_path):
+    name = "transformer.layers.1.feed_forward.w1.weight"
+
+    def widen(entries):
+        entries[name] = ms.Parameter(ms.ops.zeros((176, 64)), name=name)
+
+    with pytest.raises(ValueError, match=rf"{name}: expected \(88, 64\) by the config, found \(176, 64\)"):
+        load_weights(model, saved(model, tmp_path / "x.ckpt", widen))
+
+
+def test_a_hugging_face_file_is_told_to_be_converted(model):
+    with pytest.raises(ValueError, match="convert it with convert/convert_weight.py"):
+        load_weights(model, str(TINY))
+
+
+def test_a_folder_that_lacks_a_shard_is_refused(model, tmp_path):
+    half = list(weights(model))[::2]
+    ms.save_checkpoint([{"name": name, "data": model.parameters_dict()[name]} for name in half],
+                       str(tmp_path / "1"), format="safetensors")
+    with pytest.raises(ValueError, match=r"\d+ of \d+ weights are missing"):
+        load_weights(model, str(tmp_path))
+
+
+def test_a_file_that_was_cut_short_is_refused(model, tiny_ckpt, tmp_path):
+    (tmp_path / "x.ckpt").write_bytes(tiny_ckpt.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"x.ckpt: damaged or incomplete"):
+        load_weights(model, str(tmp_path / "x.ckpt"))
+
+
+def test_optimizer_state_is_left_alone(model, expected, tmp_path):
+    name = "adam_m.lm_head.weight"
+
+    def add(entries):
+        entries[name] = ms.Parameter(ms.ops.zeros((2, 2)), name=name)
+
+    load_weights(model, saved(model, tmp_path / "x.ckpt", add))

@@ -1,0 +1,38 @@
+"""Texts to calibrate with and to measure on."""
+import pytest
+
+from qwen_mindspore.text.files import encode_texts, read_texts
+from qwen_mindspore.text.tokenizer import QwenTokenizer
+
+
+def test_a_plain_file_is_one_text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("Line one.\n\n第二行\n", encoding="utf-8")
+    assert read_texts(path) == ["Line one.\n\n第二行\n"]
+
+
+def test_jsonl_has_one_text_a_line(tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "one\\u2028more"}\n\n{"id": 2, "text": "two\u2028"}\n', encoding="utf-8")
+    assert read_texts(path) == ["one\u2028more", "two\u2028"]
+
+
+def test_texts_are_parted_by_the_end_of_text_and_control_tokens_in_them_are_text(tiny_hf):
+    tokenizer = QwenTokenizer(str(tiny_hf))
+    ids = encode_texts(tokenizer, ["ab", "<|endoftext|>"]).tolist()
+    assert ids == [97, 98, tokenizer.eod_id, *b"<|endoftext|>"]
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("x.jsonl", b'{"text": "a"}\n{"text": 3}\n', 'x.jsonl, line 2: expected {"text": "..."}, found {"text": 3}'),
+    ("x.jsonl", b'{"text": "a"}\n\n["b"]\n', "line 3: expected"),
+    ("x.jsonl", b'{"text": \n', "line 1: not valid JSON"),
+    ("x.txt", b"caf\xe9 au lait", "not UTF-8 \\(byte 3\\)"),
+    ("x.txt", b" \n", "no text in it"),
+    ("x.jsonl", b"\n", "no text in it"),
+])
+def test_what_is_no_text_is_refused_by_its_place(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message.replace("{", "\\{")):
+        read_texts(path)
