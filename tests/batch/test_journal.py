@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from helpers import ROOT
 from qwen_mindspore.batch import journal as batch_journal
 from qwen_mindspore.batch.journal import ANSWER, ERROR, Journal, dump_json
 

@@ -119,6 +119,6 @@ def test_two_actors_on_a_local_cluster_go_on_with_what_one_process_began(tmp_pat
                              "--ray", "local", "--ray_actors", "2"], capture_output=True, text=True, timeout=1200,
                             check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "" and "going on behind 9 of 40 rows" in result.stderr and "40/40" in result.stderr
+    assert result.stdout == "" and "resuming behind 9 of 40 rows" in result.stderr and "40/40" in result.stderr
     for name in ("", ".errors.jsonl", ".meta.json"):
         assert (tmp_path / f"ray.jsonl{name}").read_bytes() == (tmp_path / f"alone.jsonl{name}").read_bytes()

@@ -113,21 +113,23 @@ def test_a_plot_is_drawn_or_says_what_it_needs(tmp_path, capsys):
 # A contestant
 
 def test_the_figures_before_a_failure_are_kept(tmp_path, monkeypatch, capsys):
-    package = tmp_path / "qwen_mindspore"
+    package = tmp_path / "failing"
     (package / "bench").mkdir(parents=True)
     (package / "bench/contestants.py").write_text("print('{\"decode\": {\"1\": 2}}\\n{\"decode\": {\"4\": 3}}', flush=True)\n"
                                                   "raise ValueError('no more')\n")
     monkeypatch.setattr(benchmark, "PACKAGE", package)
+    monkeypatch.setattr(benchmark, "CONTESTANTS", "failing.bench.contestants")
     found = benchmark.run_contestant("it", sys.executable, {}, {})
     assert found == {"decode": {"1": 2, "4": 3}, "prefill": {}, "tokens": []}
     assert "it failed" in capsys.readouterr().err
 
 
 def test_a_failure_before_all_figures_ends_the_run(tmp_path, monkeypatch):
-    package = tmp_path / "qwen_mindspore"
+    package = tmp_path / "failing"
     (package / "bench").mkdir(parents=True)
     (package / "bench/contestants.py").write_text("raise ValueError('no model')")
     monkeypatch.setattr(benchmark, "PACKAGE", package)
+    monkeypatch.setattr(benchmark, "CONTESTANTS", "failing.bench.contestants")
     with pytest.raises(RuntimeError, match="it failed:(.|\n)*no model"):
         benchmark.run_contestant("it", sys.executable, {}, {})
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np

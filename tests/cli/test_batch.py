@@ -134,9 +134,9 @@ def test_a_signal_ends_it_between_two_steps_with_what_is_done_kept(work, fake, t
         patch.setattr(Journal, "add", add_and_signal)
         assert main(work()) == 130
     err = capfd.readouterr().err
-    assert "the same command goes on from here" in err and not (tmp_path / "out.jsonl").exists()
+    assert "the same command resumes here" in err and not (tmp_path / "out.jsonl").exists()
     assert main(work()) == 0
-    assert re.search("going on behind (9|10) of 30 rows", capfd.readouterr().err), "one step may bring several"
+    assert re.search("resuming behind (9|10) of 30 rows", capfd.readouterr().err), "one step may bring several"
     again = outputs(tmp_path)
     assert main(work("--overwrite")) == 0 and outputs(tmp_path) == again
 
@@ -223,8 +223,8 @@ def test_a_killed_process_and_an_interrupted_one_with_the_model_itself(work, tmp
     wait_for_rows(tmp_path, done + 10)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 130 and out == "" and "going on behind" in err
-    assert err.strip().endswith("stopped; the same command goes on from here")
+    assert process.returncode == 130 and out == "" and "resuming behind" in err
+    assert err.strip().endswith("stopped; the same command resumes here")
 
     assert main(arguments) == 0
     assert main(work("--do_sample", "true", "--top_p", "0.9", "--batch_size", 5, out="out2.jsonl")) == 0

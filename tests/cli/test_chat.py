@@ -193,7 +193,7 @@ class TestBeginning:
     ])
     def test_what_can_not_run_ends_in_one_clear_line_before_a_model_is_loaded(
             self, arguments, said, tiny_yaml, tiny_checkpoint, capfd, monkeypatch):
-        monkeypatch.setattr("run_qwen_7b_chat.build_model", None)
+        monkeypatch.setattr("qwen_mindspore.cli.chat.build_model", None)
         arguments = [tiny_yaml("raw") if argument == "RAW" else argument for argument in arguments]
         for option, value in (("--config", tiny_yaml("chatml")), ("--load_checkpoint", str(tiny_checkpoint))):
             arguments += [] if option in arguments else [option, value]

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from helpers import TINY
 from helpers.reference_qwen import forward
-from qwen_mindspore.cli import perplexity
 from qwen_mindspore.cli.perplexity import main, parse_args
+from qwen_mindspore.evaluate import perplexity
 from qwen_mindspore.evaluate.perplexity import TokenLosses, plot, windows
 
 # Within and beyond the 64 tokens that the golden model was trained with: dynamic NTK and LogN set in.

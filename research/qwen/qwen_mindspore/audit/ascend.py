@@ -1,10 +1,12 @@
 """What a person without an NPU can know of its graphs: documented primitives, copies, bytes that a step reads, faults."""
 import copy
+import math
+import re
 from collections import Counter, defaultdict
 
 import mindspore as ms
 
-from qwen_mindspore.audit.graph import BYTES, build_graph
+from qwen_mindspore.audit.graph import BYTES, Value, build_graph
 from qwen_mindspore.common.mindspore_internals import documented_platforms
 from qwen_mindspore.model.config import QwenConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from qwen_mindspore.bench.report import make_report
 from qwen_mindspore.checkpoint.convert import convert_weight
 from qwen_mindspore.checkpoint.demo_model import MODEL_NAME
-from qwen_mindspore.checkpoint.gguf import TYPES, gguf_bytes, write_gguf
+from qwen_mindspore.checkpoint.gguf import gguf_bytes, write_gguf
 from qwen_mindspore.common.files import cache_folder, configs_folder
 from qwen_mindspore.common.progress import say
 
@@ -20,6 +20,7 @@ __all__ = ["CONTEXT", "PEERS", "benchmark", "shipped_configs"]
 
 NAME = "benchmark"
 PACKAGE = Path(__file__).resolve().parents[1]
+CONTESTANTS = "qwen_mindspore.bench.contestants"
 DEMO_CHECKPOINT = "smollm2-135m-qwen-ms"
 CONTEXT = 32  # tokens of each prompt whose continuation is measured
 
@@ -165,7 +166,7 @@ def run_contestant(name, python, environment, job):
     with tempfile.TemporaryDirectory() as scratch:
         # A peer's Python may have nothing of this project: it finds the package in its working directory.
         Path(scratch, PACKAGE.name).symlink_to(PACKAGE)
-        command = [python, "-m", "qwen_mindspore.bench.contestants", json.dumps({**job, "started": time.time()})]
+        command = [python, "-m", CONTESTANTS, json.dumps({**job, "started": time.time()})]
         result = subprocess.run(command, cwd=scratch, env={**os.environ, "LOG_MF_PATH": scratch, **environment},
                                 capture_output=True, text=True, check=False)
     if result.returncode:

@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from qwen_mindspore.checkpoint.formats import FLOATS, ITEM_SIZE, Stored, write_ckpt, write_safetensors
+from qwen_mindspore.checkpoint.formats import ITEM_SIZE, Stored, write_ckpt, write_safetensors
 from qwen_mindspore.common.files import check_disk, to_json
 from qwen_mindspore.common.progress import progress_bar
 

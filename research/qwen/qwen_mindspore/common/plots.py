@@ -1,6 +1,5 @@
 """Where figures and plots go."""
 import importlib.util
-import os
 
 __all__ = ["import_pyplot", "output_problem"]
 
