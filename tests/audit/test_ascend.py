@@ -18,7 +18,7 @@ from qwen_mindspore import kernels as qwen_kernels
 from qwen_mindspore.audit import ascend as audit_ascend
 from qwen_mindspore.audit.ascend import audit, documentation, load_config, roofline
 from qwen_mindspore.audit.graph import read_graph
-from qwen_mindspore.checkpoint.packing import dequantize
+from qwen_mindspore.checkpoint.packing import Quantization, dequantize
 from qwen_mindspore.cli.audit import main
 from qwen_mindspore.generate.loop import QwenForCausalLM
 from qwen_mindspore.kernels.ascend import AscendKernels
@@ -88,10 +88,10 @@ def test_quantized_configs_pass_on_a_910b(name, dtype):
 @pytest.mark.parametrize("path", QUANTIZED, ids=lambda path: path.stem)
 def test_every_linear_of_every_quantized_config_is_fused_on_a_910b(path):
     config = load_config(path, "float16")
-    kernels = AscendKernels(config)
+    kernels, quantization = AscendKernels(config), Quantization.from_dict(config.quantization)
     hidden, ffn = config.hidden_size, config.ffn_hidden_size
     for outputs, inputs in ((hidden, hidden), (ffn, hidden), (hidden, ffn)):
-        assert kernels.quantized_parameters(outputs, inputs)["weight"][1] in (ms.qint4x2, ms.int8)
+        assert kernels.quantized_parameters(quantization, outputs, inputs)["weight"][1] in (ms.qint4x2, ms.int8)
 
 
 def test_a_910a_dequantizes_at_each_step_which_is_found():
@@ -267,9 +267,9 @@ def test_each_primitive_is_chosen_within_its_documented_limits(settings, fuses):
     ({"compute_dtype": "float32"}, 96, 256, ("weight (96, 128) UInt8", "scales (96, 2) Float32")),
 ])
 def test_the_layout_of_quantized_weights_is_what_its_documentation_asks_for(settings, outputs, inputs, layout):
-    quantization = {"bits": settings.get("bits", 4), "group_size": settings.get("group_size", 128)}
-    others = {key: value for key, value in settings.items() if key not in quantization}
-    held = AscendKernels(small_config(quantization=quantization, **others)).quantized_parameters(outputs, inputs)
+    quantization = Quantization(settings.get("bits", 4), settings.get("group_size", 128))
+    others = {key: value for key, value in settings.items() if key not in ("bits", "group_size")}
+    held = AscendKernels(small_config(**others)).quantized_parameters(quantization, outputs, inputs)
     assert tuple(f"{name} {held[name][0]} {held[name][1]}" for name in ("weight", "scales")) == layout
 
 
@@ -277,13 +277,13 @@ def test_the_layout_of_quantized_weights_is_what_its_documentation_asks_for(sett
 def test_what_the_npu_multiplies_by_is_the_weight(bits, group_size):
     """(level + offset) * scale, the levels signed and two of 4 bits in a byte, as its documentation has it."""
     random = np.random.default_rng(0)
-    kernels = AscendKernels(small_config(quantization={"bits": bits, "group_size": group_size}))
-    shapes = kernels.quantization.shapes(48, 256)
+    kernels, quantization = AscendKernels(small_config()), Quantization(bits, group_size)
+    shapes = quantization.shapes(48, 256)
     weight = random.integers(0, 256, shapes["weight"]).astype(np.uint8)
     zeros = random.integers(0, 2 ** bits, shapes["zeros"]).astype(np.uint8)
     scales = random.uniform(0.1, 1, shapes["scales"]).astype(np.float16).astype(np.float32)
-    held = kernels.quantized_parameters(48, 256)
-    parts = kernels.prepare_quantized(weight, scales, zeros)
+    held = kernels.quantized_parameters(quantization, 48, 256)
+    parts = kernels.prepare_quantized(quantization, weight, scales, zeros)
     assert [part.shape for part in parts] == [held[name][0] for name in ("weight", "scales", "zeros")]
     levels, factors, offsets = parts
     if bits == 4:

@@ -5,16 +5,19 @@ machine can run, what it has of its own against `portable`.
 Inputs are random over shapes that tend to break kernels: one token, odd head counts, ragged lengths, half-full
 blocks, blocks in any order. Tolerance: float32 rounding of sums of the size in question.
 """
+import itertools
 import math
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
-from qwen_mindspore.checkpoint.packing import dequantize
+from qwen_mindspore.checkpoint.packing import Quantization, dequantize
 from qwen_mindspore.kernels import build_kernels, runnable_kernels
 from qwen_mindspore.kernels.cpu import build_library
 from qwen_mindspore.kernels.portable import PortableKernels
+from qwen_mindspore.kernels.weights import Kind, Weights, packed_kind
 from qwen_mindspore.model.config import QwenConfig
 
 TOLERANCE = 2e-5
@@ -45,7 +48,7 @@ def random():
 
 
 def run(function, *inputs):
-    out = function(*(x if isinstance(x, (float, tuple, Parameter, type(None))) else Tensor(x) for x in inputs))
+    out = function(*(x if isinstance(x, (float, tuple, Parameter, Weights, type(None))) else Tensor(x) for x in inputs))
     return out.asnumpy()
 
 
@@ -73,7 +76,7 @@ def test_linear(random, tokens, inputs, outputs, has_bias):
     x, weight = random(tokens, inputs), random(outputs, inputs)
     bias = random(outputs) if has_bias else None
     expected = x.astype(np.float64) @ weight.T + (bias if has_bias else 0)
-    weights = Tensor(weight), Tensor(bias) if has_bias else None
+    weights = Weights(Kind.FLOAT32, Tensor(weight), Tensor(bias) if has_bias else None)
     np.testing.assert_allclose(run(make_kernels("portable").linear, x, weights), expected, atol=2e-4)
 
 
@@ -82,9 +85,10 @@ def test_linear(random, tokens, inputs, outputs, has_bias):
 @pytest.mark.parametrize("reordered, has_bias", [(True, False), (False, True)])
 def test_quantized_linear(random, bits, inputs, outputs, group_size, reordered, has_bias):
     """Groups that divide the inputs, and don't; one group; fewer inputs than a group."""
-    kernels = make_kernels("portable", quantization={"bits": bits, "group_size": group_size, "desc_act": reordered})
+    kernels = make_kernels("portable")
+    quantization = Quantization(bits, group_size, desc_act=reordered, sym=False)
     generator = np.random.default_rng(1)
-    shapes = kernels.quantization.shapes(outputs, inputs)
+    shapes = quantization.shapes(outputs, inputs)
     weight = generator.integers(0, 256, shapes["weight"]).astype(np.uint8)
     zeros = generator.integers(0, 2 ** bits, shapes["zeros"]).astype(np.uint8)
     scales = (generator.uniform(0.5, 1, shapes["scales"]) / 2 ** bits).astype(np.float32)
@@ -92,8 +96,9 @@ def test_quantized_linear(random, bits, inputs, outputs, group_size, reordered, 
     x, bias = random(5, inputs), random(outputs) if has_bias else None
     whole = dequantize(weight, scales, zeros, bits, group_size, order)
     expected = x.astype(np.float64) @ whole.T + (bias if has_bias else 0)
-    held = *kernels.prepare_quantized(weight, scales, zeros), order, bias
-    weights = tuple(part if part is None else Tensor(part) for part in held)
+    weight, scales, zeros = map(Tensor, kernels.prepare_quantized(quantization, weight, scales, zeros))
+    bias, order = (part if part is None else Tensor(part) for part in (bias, order))
+    weights = Weights(packed_kind(bits), weight, bias, quantization, scales, zeros, order)
     np.testing.assert_allclose(run(kernels.linear, x, weights), expected, atol=2e-4)
 
 
@@ -263,7 +268,8 @@ def test_writing_leaves_other_slots_alone(random):
 
 
 def linear_weights(random, outputs, inputs, bias=False):
-    return (Tensor(random(outputs, inputs) / math.sqrt(inputs)), Tensor(random(outputs)) if bias else None)
+    weight = Tensor(random(outputs, inputs) / math.sqrt(inputs))
+    return Weights(Kind.FLOAT32, weight, Tensor(random(outputs)) if bias else None)
 
 
 def assert_same(actual, expected):
@@ -286,7 +292,7 @@ def test_own_rms_norm(other_set, random, tokens):
 def test_own_linear(other_set, random, tokens, inputs, outputs, bias):
     portable, other = (make_kernels(name) for name in ("portable", other_set))
     x, weights = Tensor(random(tokens, inputs)), linear_weights(random, outputs, inputs, bias)
-    assert_same(other.linear(x, weights), portable.linear(x, weights))
+    assert_same(other.linear(x, other.bind(weights)), portable.linear(x, weights))
 
 
 def layer_inputs(random, tokens, heads, size, hidden=40, width=50):
@@ -305,8 +311,11 @@ class Layers:
 
     def __init__(self, kernels, weights, caches=()):
         self.kernels = kernels
+        for norm, *linears in itertools.chain(*weights):
+            for linear in linears:
+                kernels.bind(linear)
         self.layers = [(attention, feed_forward, caches) for attention, feed_forward in weights]
-        self.table = kernels.layer_table(self.layers) if kernels.runs_layers_at_once else None
+        self.table = kernels.layer_table(self.layers) if kernels.runs_at_once(weights) else None
 
     def whole(self, x, rotation, ids):
         if self.table:
@@ -371,13 +380,17 @@ def test_own_layer_with_an_8_bit_cache(other_set, random, lengths, heads, size):
             np.testing.assert_allclose(actual, expected, atol=0.03)
 
 
+@pytest.mark.parametrize("kind, dtype", [(Kind.FLOAT16, ms.float16), (Kind.BFLOAT16, ms.bfloat16)])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
 @pytest.mark.parametrize("inputs, outputs", [(64, 96), (100, 33), (7, 1)])
-def test_own_linear_of_float16_weights(other_set, random, tokens, inputs, outputs):
+def test_own_linear_of_16_bit_weights(other_set, random, kind, dtype, tokens, inputs, outputs):
+    """They are widened, which is exact."""
     portable, other = (make_kernels(name) for name in ("portable", other_set))
-    weight = (random(outputs, inputs) * 10.0 ** np.linspace(-7, 1, inputs)).astype(np.float16)  # denormal ones, too
-    x, weights = Tensor(random(tokens, inputs)), (Tensor(weight), None)
-    assert_same(other.linear(x, weights), portable.linear(x, weights))
+    weight = Tensor(random(outputs, inputs) * 10.0 ** np.linspace(-7, 1, inputs), dtype)  # denormal ones, too
+    x, weights = Tensor(random(tokens, inputs)), Weights(kind, weight)
+    wide = Weights(Kind.FLOAT32, weight.astype(ms.float32))
+    assert_same(other.linear(x, other.bind(weights)), portable.linear(x, wide))
+    assert_same(portable.linear(x, weights), portable.linear(x, wide))
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -469,9 +482,8 @@ def prefilled(case, inputs, rotation, parts):
     return out.asnumpy(), caches
 
 
-def quantized_weights(random, kernels, outputs, inputs, has_bias=False):
+def quantized_weights(random, kernels, quantization, outputs, inputs, has_bias=False):
     """The same for every set that is given, as that set holds it."""
-    quantization = kernels[0].quantization
     shapes = quantization.shapes(outputs, inputs)
     generator = np.random.default_rng(outputs)
     weight = generator.integers(0, 256, shapes["weight"], np.uint8)
@@ -481,12 +493,13 @@ def quantized_weights(random, kernels, outputs, inputs, has_bias=False):
     scales = np.abs(random(*shapes["scales"])) / 2 ** quantization.bits / math.sqrt(inputs)
     order = Tensor(generator.permutation(inputs).astype(np.int32)) if quantization.desc_act else None
     bias = Tensor(random(outputs)) if has_bias else None
-    return [(*map(Tensor, own.prepare_quantized(weight.copy(), scales, zeros)), order, bias) for own in kernels]
+    held = [map(Tensor, own.prepare_quantized(quantization, weight.copy(), scales, zeros)) for own in kernels]
+    return [own.bind(Weights(packed_kind(quantization.bits), weight, bias, quantization, scales, zeros, order))
+            for own, (weight, scales, zeros) in zip(kernels, held)]
 
 
 # Groups that fill vectors and that don't, the last one short, one for all; 4 bits and 8.
-QUANTIZATIONS = [{"bits": bits, "group_size": size, "desc_act": desc_act, "sym": sym}
-                 for bits, size, desc_act, sym in [
+QUANTIZATIONS = [Quantization(bits, size, desc_act=desc_act, sym=sym) for bits, size, desc_act, sym in [
                      (4, 32, False, True), (4, 128, True, True), (4, -1, False, False), (4, 10, False, False),
                      (4, 48, True, False), (8, 32, True, False), (8, -1, False, True), (8, 7, False, False),
                      (8, 64, False, True)]]
@@ -496,10 +509,10 @@ QUANTIZATIONS = [{"bits": bits, "group_size": size, "desc_act": desc_act, "sym":
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
 @pytest.mark.parametrize("inputs, outputs, bias", [(64, 24, False), (200, 33, True)])
 def test_own_quantized_linear(other_set, random, quantization, tokens, inputs, outputs, bias):
-    kernels = [make_kernels(name, quantization=quantization) for name in ("portable", other_set)]
+    kernels = [make_kernels(name) for name in ("portable", other_set)]
     x = Tensor(random(tokens, inputs))
-    expected, actual = (own.linear(x, weights)
-                        for own, weights in zip(kernels, quantized_weights(random, kernels, outputs, inputs, bias)))
+    both = quantized_weights(random, kernels, quantization, outputs, inputs, bias)
+    expected, actual = (own.linear(x, weights) for own, weights in zip(kernels, both))
     assert_same(actual, expected)
 
 
@@ -507,15 +520,15 @@ def test_own_quantized_linear(other_set, random, quantization, tokens, inputs, o
 @pytest.mark.parametrize("tokens", [1, 3, 20])
 @pytest.mark.parametrize("quantized", ["all", "some"])
 def test_own_layer_of_quantized_linears(other_set, random, desc_act, tokens, quantized):
-    quantization = {"bits": 4, "group_size": 16, "desc_act": desc_act, "sym": not desc_act}
-    kernels = [make_kernels(name, 3, 16, quantization=quantization) for name in ("portable", other_set)]
+    quantization = Quantization(4, 16, desc_act=desc_act, sym=not desc_act)
+    kernels = [make_kernels(name, 3, 16) for name in ("portable", other_set)]
     (x, attention, feed_forward), rotation = layer_inputs(random, tokens, 3, 16)
     layers = [[[half[0]] for half in (attention, feed_forward)] for _ in kernels]
     for half, linears in enumerate((attention, feed_forward)):
-        for i, (weight, bias) in enumerate(linears[1:]):
-            both = [(weight, bias)] * 2
+        for i, linear in enumerate(linears[1:]):
+            both = [linear] * 2
             if quantized == "all" or i % 2:  # each with an order of its own
-                both = quantized_weights(random, kernels, *weight.shape, bias is not None)
+                both = quantized_weights(random, kernels, quantization, *linear.weight.shape, linear.bias is not None)
             for own, weights in zip(layers, both):
                 own[half].append(weights)
     ids = Tensor(np.zeros((1, tokens), np.int32))

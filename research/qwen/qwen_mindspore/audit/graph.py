@@ -51,8 +51,18 @@ class Graph:
         return {name for name in self.parameters if name.endswith(kinds)}
 
 
-def build_graph(config, phase):
-    """The graph of a phase, of a model in which no weight takes memory."""
+def build_graph(config, phase, alter=None):
+    """
+    The graph of a phase, of a model in which no weight takes memory.
+
+    Args:
+        config (QwenConfig): See `audit.ascend.load_config`.
+        phase (str): "prefill", "resume" or "decode".
+        alter (function): Gets the model when it is built, to replace linears in it, say.
+
+    Returns:
+        Graph.
+    """
     forced = os.environ.pop("QWEN_KERNELS", None)
     try:
         with no_init_parameters():
@@ -60,6 +70,9 @@ def build_graph(config, phase):
     finally:
         if forced is not None:
             os.environ["QWEN_KERNELS"] = forced
+    if alter is not None:
+        alter(model)
+        model.collect()
     model.set_train(False)
     model.add_flags_custom(is_first_iteration=phase != "decode")
     model.init_parameters_data = lambda auto_parallel_mode=False: {}  # what the compiler calls to fill them

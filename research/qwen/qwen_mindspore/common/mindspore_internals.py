@@ -4,8 +4,9 @@ What touches MindSpore's insides, which the next MindSpore may change: nothing e
 Written for MindSpore 2.9. Tests of each: tests/common/test_mindspore_internals.py.
 """
 import re
+import time
 
-__all__ = ["compiled_graph", "documented_platforms", "export_mindir", "memory_address", "parse_mindir",
+__all__ = ["compiled_graph", "documented_platforms", "export_mindir", "forget_graphs", "memory_address", "parse_mindir",
            "select_compiled_graph"]
 
 
@@ -27,6 +28,20 @@ def select_compiled_graph(cell, graph):
 def compiled_graph(cell):
     """The graph that the last call of a cell ran, for `select_compiled_graph`; None in another phase."""
     return cell.phase_cache[cell.phase] if cell.phase in ("prefill", "increment") else None
+
+
+def forget_graphs(cell):
+    """
+    Let the next call of a cell compile its graph anew, as after a cell in it was replaced: MindSpore knows graphs by
+    the cell's time of creation and the inputs.
+    """
+    from mindspore.graph.api import _cell_graph_executor
+
+    if cell.compile_cache:
+        _cell_graph_executor.del_net_res(cell, cell.compile_cache)
+    cell.compile_cache.clear()
+    cell.phase_cache.clear()
+    object.__setattr__(cell, "_create_time", int(time.time() * 1e9))
 
 
 def memory_address(parameter):

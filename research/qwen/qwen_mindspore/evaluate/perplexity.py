@@ -193,10 +193,10 @@ def _build_cells(model):
 
         def __init__(self):
             super().__init__(auto_prefix=False)
-            self.lm_head, self.kernels = model.lm_head, model.kernels
+            self.lm_head = model.lm_head
 
         def construct(self, hidden, targets):
-            logits = ops.cast(self.kernels.linear(hidden, self.lm_head.weights()), ms.float32)
+            logits = ops.cast(self.lm_head(hidden), ms.float32)
             chosen = ops.gather_elements(logits, 1, ops.expand_dims(targets, -1))
             return ops.logsumexp(logits, -1) - ops.reshape(chosen, (-1,))
 

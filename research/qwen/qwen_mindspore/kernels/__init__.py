@@ -7,11 +7,10 @@ belong to: a batch of prompts is packed one behind the other, so no work is spen
 Elementary operations:
 
     rms_norm(x, weight, epsilon)            x [T, hidden] -> [T, hidden] in x's type, computed in float32
-    linear(x, weights)                      x [T, in] -> [T, out]. weights is what `Linear.weights()` gives: (weight
-                                            [out, in], bias [out] or None), or what `QuantLinear.weights()` gives:
-                                            (weight, scales, zeros, order [in] int32 or None, bias [out] or None), the
-                                            first three as `prepare_quantized` made them
-    dequantize(weight, scales, zeros)       rows [R, in] of a quantized weight, as checkpoints hold it
+    linear(x, weights)                      x [T, in] -> [T, out]; weights as `kernels.weights.Weights` describes them. The
+                                            same in every set: a set replaces `product`, which has neither adapter nor cell
+    dequantize(weight, scales, zeros, kind, group_size)
+                                            rows [R, in] of a quantized weight, as checkpoints hold it
     rotary(x, cos, sin)                     x [T, H, D], cos and sin [T, D / 2] float32 -> [T, H, D] in x's type,
                                             rotated in float32; pairs are (i, i + D / 2)
     swiglu(up, gate)                        [T, width] each -> up * silu(gate)
@@ -27,7 +26,7 @@ Elementary operations:
     decode_attention(query, caches, layout) query [B, H, D], the last token of each sequence -> [B, H * D]
 
 A layer, which `portable` defines by the elementary operations, and which is fused where a set can. attention is
-(norm, wq, wk, wv, wo) and feed_forward (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq ... are weights;
+(norm, wq, wk, wv, wo) and feed_forward (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq ... are Weights;
 rotation is (cos, sin, query cos, query sin), [T, D / 2] float32 each: LogN scales the query, by a factor in the last two.
 
     layer(x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill)
@@ -36,10 +35,11 @@ rotation is (cos, sin, query cos, query sin), [T, D / 2] float32 each: LogN scal
     layer_whole(x, attention, feed_forward, rotation, input_ids)
                                             the same on whole sequences, the tokens of input_ids [B, S], no cache
 
-All layers at once, in sets where runs_layers_at_once, outside training:
+All layers at once, outside training:
 
+    runs_at_once(layers)                    whether the set can, given (attention, feed_forward) of each layer
     layer_table(layers)                     where the weights and caches are, of (attention, feed_forward, caches) of
-                                            each layer: made when the model is built, see `LayerTable`
+                                            each layer, see `LayerTable`
     layers(x, place, rotation, slot_mapping, block_tables, lengths, queries)
                                             the layers in order; place is that of the table. In decoding queries is None
     layers_whole(x, place, rotation, input_ids)
@@ -52,9 +52,11 @@ And what belongs to them:
     reads_whole_tables                      whether decoding takes longer the wider block_tables is
     faster_whole_prefill                    whether a prefill of whole sequences, with queries None, is worth a graph of
                                             its own
-    quantized_parameters(outputs, inputs)   {"weight", "scales", "zeros": (shape, type)}: how the set holds a quantized
+    bind(weights)                           the Weights, with what the set keeps with them in `own`
+    quantized_parameters(quantization, outputs, inputs)
+                                            {"weight", "scales", "zeros": (shape, type)}: how the set holds a quantized
                                             linear
-    prepare_quantized(weight, scales, zeros)
+    prepare_quantized(quantization, weight, scales, zeros)
                                             numpy arrays as `checkpoint.packing` has them -> those that it holds
     cache_shape(config)                     shape of the key cache, and of the value cache, of one layer
     cache_scales_shape(config)              of their scales, where they are of 8 bits

@@ -95,11 +95,7 @@ class AscendKernels(PortableKernels):
         # ApplyRotaryPosEmb has no gradient, and rotates q and k alike, where LogN scales q alone.
         scales_query = config.use_logn_attn and config.seq_length > config.train_seq_length
         self.fuses_rotary = self.fuses_attention and config.use_past and not scales_query
-        self.fuses_quantized = (soc == "910B" and self.dtype in (ms.float16, ms.bfloat16)
-                                and self.quantization is not None)
-        if self.fuses_quantized:
-            self.matmul_of_one_group = WeightQuantBatchMatmul(False, True, 0)
-            self.matmul_of_groups = WeightQuantBatchMatmul(False, False, max(self.quantization.group_size, 0))
+        self.fuses_quantized = soc == "910B" and self.dtype in (ms.float16, ms.bfloat16)
         if self.fuses_attention:
             self.apply_rotary = ApplyRotaryPosEmb(2)
             self.reshape_and_cache = ReshapeAndCache()
@@ -116,40 +112,45 @@ class AscendKernels(PortableKernels):
             return ops.rms_norm(x, weight, epsilon)[0]
         return super().rms_norm(x, weight, epsilon)
 
-    def linear(self, x, weights):
-        if len(weights) == 2 or weights[0].dtype == ms.uint8:
-            return self._linear(x, weights)  # in a graph, super() is of the class of self: no class could extend this one
-        weight, scales, offsets, order, bias = weights
-        x = x if order is None else ops.gather(x, order, 1)
-        matmul = self.matmul_of_one_group if len(scales.shape) == 1 else self.matmul_of_groups
-        product = matmul(x, weight, scales, offsets, None, None, None)
-        return product if bias is None else product + bias
+    def bind(self, weights):
+        """With levels in the layout of WeightQuantBatchMatmul, that primitive."""
+        if weights.is_packed and weights.weight.dtype != ms.uint8:
+            is_one_group = len(weights.scales.shape) == 1
+            weights.own = WeightQuantBatchMatmul(False, is_one_group, 0 if is_one_group else weights.group_size)
+        return weights
 
-    def quantized_parameters(self, outputs, inputs):
+    def product(self, x, weights):
+        if weights.own is None:
+            return self.portable_product(x, weights)
+        x = x if weights.order is None else ops.gather(x, weights.order, 1)
+        product = weights.own(x, weights.weight, weights.scales, weights.zeros, None, None, None)
+        return product if weights.bias is None else product + weights.bias
+
+    def quantized_parameters(self, quantization, outputs, inputs):
         """What WeightQuantBatchMatmul takes: `zeros` are its offsets."""
-        groups = self._fused_groups(outputs, inputs)
+        groups = self._fused_groups(quantization, outputs, inputs)
         if groups is None:
-            return super().quantized_parameters(outputs, inputs)
-        bits = self.quantization.bits
+            return super().quantized_parameters(quantization, outputs, inputs)
+        bits = quantization.bits
         rows, columns, scales = (outputs, inputs, (outputs,)) if groups == 1 else (inputs, outputs, (groups, outputs))
         return {"weight": ((rows, columns * bits // 8), ms.int8 if bits == 8 else ms.qint4x2),
                 "scales": (scales, self.dtype), "zeros": (scales, self.dtype)}
 
-    def prepare_quantized(self, weight, scales, zeros):
+    def prepare_quantized(self, quantization, weight, scales, zeros):
         """Signed levels; scales and offsets as WeightQuantBatchMatmul takes them."""
-        bits, outputs = self.quantization.bits, len(weight)
-        groups = self._fused_groups(outputs, weight.shape[1] * 8 // bits)
+        bits, outputs = quantization.bits, len(weight)
+        groups = self._fused_groups(quantization, outputs, weight.shape[1] * 8 // bits)
         if groups is None:
-            return super().prepare_quantized(weight, scales, zeros)
+            return super().prepare_quantized(quantization, weight, scales, zeros)
         half = 2 ** (bits - 1)
         levels = unpack(weight, bits) ^ np.uint8(half)  # in two's complement, less half
         levels = pack(levels if groups == 1 else np.ascontiguousarray(levels.T), bits).view(np.int8)
         offsets = half - zeros.astype(np.float32)
         return (levels, scales[:, 0], offsets[:, 0]) if groups == 1 else (levels, scales.T, offsets.T)
 
-    def _fused_groups(self, outputs, inputs):
+    def _fused_groups(self, quantization, outputs, inputs):
         """The groups of a quantized linear that WeightQuantBatchMatmul serves, else None."""
-        groups, size = self.quantization.groups(inputs), self.quantization.group_size
+        groups, size = quantization.groups(inputs), quantization.group_size
         fits = max(outputs, inputs) <= MOST_QUANTIZED and inputs % 2 == outputs % 2 == 0
         return groups if self.fuses_quantized and fits and (groups == 1 or size % 32 == 0) else None
 

@@ -4,22 +4,24 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import mindspore as ms
 from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType
 
-from qwen_mindspore.checkpoint.packing import unpack
+from qwen_mindspore.checkpoint.packing import Quantization, unpack
+from qwen_mindspore.common.files import cache_folder, replacing
 from qwen_mindspore.kernels.layer_table import LayerTable
 from qwen_mindspore.kernels.portable import PortableKernels
+from qwen_mindspore.kernels.weights import Kind
 
 __all__ = ["CpuKernels", "KernelsUnavailable", "build_library"]
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC",
-         "-shared", "-pthread", "-Wno-psabi"]
+         "-shared", "-pthread", "-Wno-psabi",
+         *(f"-DQWEN_KIND_{kind.name}={kind.value}" for kind in Kind)]
 
 
 class KernelsUnavailable(Exception):
@@ -42,21 +44,17 @@ def build_library():
     key = hashlib.sha256(repr((compiler, FLAGS, _cpu())).encode())
     for file in sorted(SOURCES.iterdir()):
         key.update(file.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen-mindspore" / "kernels"
-    library = cache / f"qwen_kernels-{key.hexdigest()[:16]}.so"
+    library = cache_folder("kernels", f"qwen_kernels-{key.hexdigest()[:16]}.so")
     if library.exists():
         return library
     if shutil.which(compiler) is None:
         raise KernelsUnavailable(f"no C++ compiler {compiler}: install g++ for kernels many times faster")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        built = Path(folder) / library.name
+    with replacing(library) as built:
         result = subprocess.run([compiler, *FLAGS, *map(str, sources), "-o", str(built)], capture_output=True,
                                 text=True, check=False)
         if result.returncode:
             error = next((line for line in result.stderr.splitlines() if "error" in line), "unknown error")
             raise KernelsUnavailable(f"{compiler} could not build {SOURCES}: {error}")
-        os.replace(built, library)
     return library
 
 
@@ -80,21 +78,19 @@ class CpuKernels(PortableKernels):
     """
 
     reads_whole_tables = False
-    runs_layers_at_once = True
 
     def __init__(self, config):
         super().__init__(config)
-        group_size = self.quantization.group_size if self.quantization else 0
-        if self.quantization and self.quantization.bits == 4 and group_size > 1 and group_size % 2:
-            raise KernelsUnavailable(f"4-bit weights: expected an even group_size, found {group_size}")
+        quantization = Quantization.from_dict(config.quantization)
+        problem = quantization and _problem(quantization)
+        if problem:
+            raise KernelsUnavailable(problem)
         library = build_library()
         self.portable = PortableKernels(config)
-        has_zeros = self.quantization is not None and not self.quantization.sym
-        self.settings = Tensor([config.rms_norm_eps, group_size, has_zeros, config.block_size], ms.float32)
-        # What a quantized linear has besides its weight: scales, perhaps zeros and an order. Any of them may be quantized.
-        more = (0, 2 - self.quantization.sym + self.quantization.desc_act) if self.quantization else (0,)
+        self.settings = Tensor([config.rms_norm_eps, config.block_size], ms.float32)
         self.norm_op = _custom_op(library, "QwenRmsNorm", 3)
-        self.linear_op = _custom_ops(library, "QwenLinear", {3 + bias + parts for bias in (0, 1) for parts in more})
+        # Of a linear x, settings and the weight, and then of scales, zeros, an order and a bias what there is.
+        self.linear_op = _custom_ops(library, "QwenLinear", range(3, 8))
         self.layers_op = _custom_ops(library, "QwenLayers", (10, 11))
         self.layers_whole_op = _custom_op(library, "QwenLayersWhole", 8)
 
@@ -104,12 +100,24 @@ class CpuKernels(PortableKernels):
             return self.portable.rms_norm(x, weight, epsilon)
         return self.norm_op(x, self.settings, weight)
 
-    def linear(self, x, weights):
+    def product(self, x, weights):
         """See PortableKernels."""
         if self.training:
-            return self.portable.linear(x, weights)
-        inputs = (x, self.settings) + self._present(weights)
+            return self.portable_product(x, weights)
+        inputs = (x, weights.own, weights.weight) + _present(weights)
         return self.linear_op[len(inputs)](*inputs)
+
+    def bind(self, weights):
+        """With what QwenLinear in csrc/ops.cc has to know of them besides their shapes."""
+        if weights.kind != Kind.CELL:
+            zeros = weights.is_packed and not weights.is_symmetric
+            weights.own = Tensor([weights.kind, weights.group_size, zeros, weights.order is not None,
+                                  weights.bias is not None], ms.float32)
+        return weights
+
+    def runs_at_once(self, layers):
+        """Whether one operation can take all layers, of (attention, feed_forward) each: by the addresses of weights."""
+        return all(weights.is_plain for halves in layers for _, *linears in halves for weights in linears)
 
     def layers(self, x, place, rotation, slot_mapping, block_tables, lengths, queries):
         """See the package."""
@@ -123,21 +131,28 @@ class CpuKernels(PortableKernels):
 
     def layer_table(self, layers):
         """See LayerTable."""
-        return LayerTable(layers, self.quantization)
+        return LayerTable(layers)
 
-    def prepare_quantized(self, weight, scales, zeros):
+    def quantized_parameters(self, quantization, outputs, inputs):
+        """As PortableKernels; ValueError for groups that its C++ can't read."""
+        problem = _problem(quantization)
+        if problem:
+            raise ValueError(problem)
+        return super().quantized_parameters(quantization, outputs, inputs)
+
+    def prepare_quantized(self, quantization, weight, scales, zeros):
         """
         8 bits as signed numbers, less half of the range. Of 4 bits, 32 levels of a group at a time in 16 bytes: inputs
         0 .. 15 in the low halves, 16 .. 31 in the high ones, which unpacking to vectors takes the fewest steps for;
         what is left of a group stays two a byte.
         """
-        half_range = 2 ** (self.quantization.bits - 1)
-        if self.quantization.sym and (zeros != half_range).any():
+        half_range = 2 ** (quantization.bits - 1)
+        if quantization.sym and (zeros != half_range).any():
             raise ValueError(f"quantization: sym: expected all zeros to be {half_range}, found "
                              f"{zeros[zeros != half_range][0]}: set it to false")
-        if self.quantization.bits == 8:
+        if quantization.bits == 8:
             return weight ^ 0x80, scales, zeros
-        half = weight.shape[1] if self.quantization.group_size == -1 else self.quantization.group_size // 2
+        half = weight.shape[1] if quantization.group_size == -1 else quantization.group_size // 2
         prepared = weight.copy()
         for first in range(0, weight.shape[1], half):
             last = first + min(half, weight.shape[1] - first) // 16 * 16
@@ -145,14 +160,26 @@ class CpuKernels(PortableKernels):
             prepared[:, first:last] = (levels[..., :16] | levels[..., 16:] << 4).reshape(len(weight), -1)
         return prepared, scales, zeros
 
-    def _present(self, weights):
-        """Without what is None, and without zeros that are all the same."""
-        bias = weights[-1:] if weights[-1] is not None else ()
-        if len(weights) == 2:
-            return weights[:1] + bias
-        weight, scales, zeros, order, _ = weights
-        parts = (weight, scales) if self.quantization.sym else (weight, scales, zeros)
-        return parts + bias if order is None else parts + (order,) + bias
+
+def _problem(quantization):
+    """Why these kernels can't multiply by weights that are quantized so, or None."""
+    if quantization.bits == 4 and quantization.group_size > 1 and quantization.group_size % 2:
+        return f"4-bit weights: expected an even group_size, found {quantization.group_size}"
+    return None
+
+
+def _present(weights):
+    """What there is beside the weight, without zeros that are all the same."""
+    present = ()
+    if weights.is_packed:
+        present += (weights.scales,)
+        if not weights.is_symmetric:
+            present += (weights.zeros,)
+    if weights.order is not None:
+        present += (weights.order,)
+    if weights.bias is not None:
+        present += (weights.bias,)
+    return present
 
 
 def _custom_op(library, name, inputs):

@@ -3,6 +3,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from qwen_mindspore.common.mindspore_internals import memory_address
+from qwen_mindspore.kernels.weights import Kind
+
 __all__ = ["LayerTable"]
 
 FIELDS = 69  # of LayerWeights in csrc/ops.cc, of 8 bytes each
@@ -15,12 +18,10 @@ class LayerTable:
 
     Args:
         layers (list): (attention, feed_forward, caches) of each layer, see `kernels`.
-        quantization (Quantization or None): Of the weights.
     """
 
-    def __init__(self, layers, quantization):
+    def __init__(self, layers):
         self.layers = layers
-        self.quantization = quantization
         self.table = np.zeros((len(layers), FIELDS), np.int64)
         self.memory = {}  # address -> array: they keep what the table points to, whatever becomes of the parameters
         self.where = None
@@ -49,23 +50,22 @@ class LayerTable:
             fields += keys, key_scales, values, value_scales
             row[:] = [field if isinstance(field, int) else self._address(field, before) for field in fields]
 
-    def _linear(self, weights):
+    @staticmethod
+    def _linear(weights):
         """A Weights of csrc/kernels.h, with parameters in place of their addresses."""
-        weight, *packing, bias = weights
-        if not packing:
-            return weight, bias, weight.shape[0], 8 * weight.itemsize, None, None, None, 0, 0
-        scales, zeros, order = packing
-        bits, size = self.quantization.bits, self.quantization.group_size
-        if size == -1:
-            size = weight.shape[1] * 8 // bits
-        zeros = None if self.quantization.sym else zeros
-        return weight, bias, weight.shape[0], bits, scales, zeros, order, scales.shape[1], size
+        fields = weights.weight, weights.bias, weights.weight.shape[0], weights.kind
+        if not weights.is_packed:
+            return *fields, None, None, None, 0, 0
+        inputs = weights.weight.shape[1] * (2 if weights.kind == Kind.INT4 else 1)
+        zeros = None if weights.is_symmetric else weights.zeros
+        size = inputs if weights.group_size == -1 else weights.group_size
+        return *fields, weights.scales, zeros, weights.order, weights.scales.shape[1], size
 
     def _address(self, parameter, before):
         """Of its memory, which is kept from now on; 0 of None. `before`: what was kept until now."""
         if parameter is None:
             return 0
-        array = before.get(parameter.data_ptr())
+        array = before.get(memory_address(parameter))
         if array is None:
             array = parameter.asnumpy()
         address = array.__array_interface__["data"][0]

@@ -5,12 +5,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from qwen_mindspore.checkpoint.packing import Quantization, unpack
+from qwen_mindspore.checkpoint.packing import unpack
+from qwen_mindspore.kernels.weights import Kind
 
 __all__ = ["PortableKernels"]
 
 # Added to the score of a position that must not be seen. Finite, so that a row with nothing to see stays finite.
 MASKED = -1e30
+
+# In a graph a member of an enumeration is no number.
+CELL, INT4 = int(Kind.CELL), int(Kind.INT4)
 
 
 class PortableKernels(nn.Cell):
@@ -18,7 +22,6 @@ class PortableKernels(nn.Cell):
 
     reads_whole_tables = True
     faster_whole_prefill = False
-    runs_layers_at_once = False
     jit_config = None
 
     def __init__(self, config):
@@ -31,7 +34,6 @@ class PortableKernels(nn.Cell):
         self.width = config.num_heads * config.kv_channels
         self.scale = 1.0 / math.sqrt(config.kv_channels)
         self.offsets = Tensor(np.arange(config.block_size), ms.int32)
-        self.quantization = Quantization.from_dict(config.quantization)
         self.halves = Tensor(unpack(np.arange(256, dtype=np.uint8)[:, None], 4), ms.float32)  # of each byte
         self.matmul = ops.MatMul(transpose_b=True)
         self.scatter = ops.ScatterUpdate()
@@ -49,28 +51,35 @@ class PortableKernels(nn.Cell):
         return ops.cast(normed, x.dtype) * weight
 
     def linear(self, x, weights):
-        """x @ weight.T + bias."""
-        return self._linear(x, weights)
+        """x @ weight.T + bias, and what an adapter adds. The one place where kinds are told apart, besides `product`."""
+        if weights.kind == CELL:
+            return weights.cell(x)
+        product = self.product(x, weights)
+        return product if weights.adapter is None else product + weights.adapter(x)
 
-    def _linear(self, x, weights):
-        if len(weights) == 2:
-            weight, bias = weights
-            weight = ops.cast(weight, self.dtype)  # see qwen_linear: a quantized model's head may be in float16
+    def product(self, x, weights):
+        """x @ weight.T + bias, of weights that are there: what a kernel set replaces."""
+        return self.portable_product(x, weights)
+
+    # In a graph super() is of the class of self, and no class could extend one that calls it: hence the name.
+    def portable_product(self, x, weights):
+        """`product` of any kind."""
+        if weights.is_packed:
+            weight = self.dequantize(weights.weight, weights.scales, weights.zeros, weights.kind, weights.group_size)
+            x = x if weights.order is None else ops.gather(x, weights.order, 1)
         else:
-            weight, scales, zeros, order, bias = weights
-            weight = self.dequantize(weight, scales, zeros)
-            x = x if order is None else ops.gather(x, order, 1)
+            weight = ops.cast(weights.weight, self.dtype)
         product = self.matmul(x, weight)
-        return product if bias is None else product + bias
+        return product if weights.bias is None else product + weights.bias
 
-    def dequantize(self, weight, scales, zeros):
+    def dequantize(self, weight, scales, zeros, kind, group_size):
         """
         Rows [R, inputs] of a quantized weight: the levels less their zeros, times their scales, computed in float32.
         Source: `checkpoint.packing.dequantize`.
         """
-        inputs, groups = weight.shape[1] * 8 // self.quantization.bits, scales.shape[1]
-        size = inputs if groups == 1 else self.quantization.group_size
-        if self.quantization.bits == 4:
+        inputs, groups = weight.shape[1] * (2 if kind == INT4 else 1), scales.shape[1]
+        size = inputs if groups == 1 else group_size
+        if kind == INT4:
             levels = ops.reshape(ops.gather(self.halves, ops.cast(weight, ms.int32), 0), (-1, inputs))
         else:
             levels = ops.cast(weight, ms.float32)
@@ -94,7 +103,7 @@ class PortableKernels(nn.Cell):
 
     def cache_write(self, key, value, caches, slot_mapping, rows=None, lengths=None):
         """Rows of the caches, in place."""
-        if len(caches) == 4:
+        if self.has_8_bit_cache:
             key, key_scales = self._to_8_bits(key, rows, lengths)
             value, value_scales = self._to_8_bits(value, rows, lengths)
             written = ()
@@ -133,7 +142,7 @@ class PortableKernels(nn.Cell):
     def attend(self, qkv, rotation, caches, slot_mapping, layout, prefill):
         """Rotate, write to the cache, attend."""
         query, key, value = self._rotated(qkv, rotation)
-        if prefill and len(caches) == 4:
+        if prefill and self.has_8_bit_cache:
             caches = self.cache_write(key, value, caches, slot_mapping, *layout[4:])
         else:
             caches = self.cache_write(key, value, caches, slot_mapping)
@@ -185,13 +194,21 @@ class PortableKernels(nn.Cell):
 
     # What belongs to them
 
-    def quantized_parameters(self, outputs, inputs):
+    def bind(self, weights):
+        """Nothing to keep with them."""
+        return weights
+
+    def runs_at_once(self, layers):
+        """No operation takes all layers."""
+        return False
+
+    def quantized_parameters(self, quantization, outputs, inputs):
         """As in a checkpoint, the scales in float32, which holds them whatever their type was."""
-        shapes = self.quantization.shapes(outputs, inputs)
+        shapes = quantization.shapes(outputs, inputs)
         return {"weight": (shapes["weight"], ms.uint8), "scales": (shapes["scales"], ms.float32),
                 "zeros": (shapes["zeros"], ms.uint8)}
 
-    def prepare_quantized(self, weight, scales, zeros):
+    def prepare_quantized(self, quantization, weight, scales, zeros):
         """As they are."""
         return weight, scales, zeros
 
@@ -242,7 +259,7 @@ class PortableKernels(nn.Cell):
         """Keys and values [B, span, H, D] of the slots [B, span]."""
         shape = ops.shape(slots) + (self.heads, self.head_size)
         key, value = ops.gather(caches[0], slots, 0), ops.gather(caches[1], slots, 0)
-        if len(caches) == 4:
+        if self.has_8_bit_cache:
             return self._from_8_bits(key, caches[2], slots, shape), self._from_8_bits(value, caches[3], slots, shape)
         return ops.reshape(key, shape), ops.reshape(value, shape)
 

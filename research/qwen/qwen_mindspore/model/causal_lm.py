@@ -11,11 +11,11 @@ from mindspore import Tensor, ops
 from mindspore.nn.utils import no_init_parameters
 
 from qwen_mindspore.checkpoint.packing import agreed_quantization
-from qwen_mindspore.common.mindspore_internals import compiled_graph, select_compiled_graph
+from qwen_mindspore.common.mindspore_internals import compiled_graph, forget_graphs, select_compiled_graph
 from qwen_mindspore.kernels import build_kernels
 from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.model.graph import QwenModel
-from qwen_mindspore.model.linear import build_linear
+from qwen_mindspore.model.linear import Linear, QuantLinear, build_linear
 from qwen_mindspore.model.load import load_weights, prepare_weights
 
 __all__ = ["CausalLM"]
@@ -83,7 +83,9 @@ class CausalLM(PreTrainedModel):
         self.graphs = {}  # phase and sizes of the inputs -> the graph that MindSpore compiled for them
         self.cache_owner = None  # whose sequences the key/value cache holds: who finds another's writes its own anew
         self.argmax = ops.argmax  # for MindFormers' own loop, whose mint.argmax only an NPU has
+        self.parts = None  # what the graphs were made of, see `collect`
         self.load_checkpoint(config)
+        self.collect()
 
     def __call__(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
                  prompt_lengths=None, q_seq_lens=None):
@@ -94,6 +96,8 @@ class CausalLM(PreTrainedModel):
         if batch_valid_length is not None and batch_valid_length.ndim != 1:  # MindFormers' own loop gives [1, B]
             batch_valid_length = Tensor(batch_valid_length.asnumpy().reshape(-1))
         inputs = (input_ids, labels, batch_valid_length, block_tables, slot_mapping, prompt_lengths, q_seq_lens)
+        if self.is_first_iteration and self.parts != self._parts():
+            self.collect()
         if self.training:
             return super().__call__(*inputs)
         if self.transformer.layer_table is not None:
@@ -133,7 +137,7 @@ class CausalLM(PreTrainedModel):
         return self._logits(hidden)
 
     def _logits(self, hidden):
-        return ops.cast(self.kernels.linear(hidden, self.lm_head.weights()), ms.float32)
+        return ops.cast(self.lm_head(hidden), ms.float32)
 
     def _loss(self, logits, input_ids, labels):
         """Mean cross entropy of the tokens to be learnt."""
@@ -147,6 +151,29 @@ class CausalLM(PreTrainedModel):
         losses = -ops.gather_elements(ops.log_softmax(logits, -1), 1, ops.expand_dims(targets, -1))
         learnt = ops.cast(learnt, ms.float32)
         return (ops.reshape(losses, (-1,)) * learnt).sum() / ops.maximum(learnt.sum(), Tensor(1.0, ms.float32))
+
+    def collect(self):
+        """
+        Take what the kernels need of the cells below, as they are now, and forget the graphs that were made of others.
+
+        A linear of a built model may be replaced by any cell x [T, inputs] -> [T, outputs], or get an `adapter`: the next
+        prompt sees it, before the first answer or later. Who gives a linear another parameter object, as tied heads have,
+        must call this.
+        """
+        for name, parameter in self.parameters_and_names():
+            parameter.name = name  # two wrappers alike would leave two parameters of one name, which no graph can have
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, (Linear, QuantLinear)):
+                cell.collect()
+        self.transformer.collect()
+        if self.parts is not None:
+            forget_graphs(self)
+            self.graphs.clear()
+        self.parts = self._parts()
+
+    def _parts(self):
+        """The cells that may be replaced, as they are now."""
+        return [self.lm_head, self.transformer.wte, *self.transformer.linears()]
 
     # A step from arrays to arrays, which the loop and the engine go by.
 

@@ -3,6 +3,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import initializer
 
+from qwen_mindspore.kernels.weights import weights_of
 from qwen_mindspore.model.linear import build_embedding, build_linear
 from qwen_mindspore.model.rotary import RotaryTables
 
@@ -18,7 +19,7 @@ class RMSNorm(nn.Cell):
         self.epsilon = config.rms_norm_eps
 
     def weights(self):
-        """What the kernels' norms take."""
+        """What the kernels' norms take: (weight, epsilon)."""
         return self.weight, self.epsilon
 
 
@@ -43,9 +44,9 @@ class Attention(nn.Cell):
             self.key_scale_cache = _zero_cache("key_scale_cache", shape, ms.float32)
             self.value_scale_cache = _zero_cache("value_scale_cache", shape, ms.float32)
 
-    def weights(self):
-        """What the kernels' layers take, besides the norm."""
-        return self.wq.weights(), self.wk.weights(), self.wv.weights(), self.wo.weights()
+    def linears(self):
+        """The linears, in the kernels' order."""
+        return self.wq, self.wk, self.wv, self.wo
 
     def caches(self):
         """What the kernels' layers take of the cache."""
@@ -63,9 +64,9 @@ class FeedForward(nn.Cell):
         self.w2 = build_linear(config, kernels, f"{name}.w2", config.ffn_hidden_size, config.hidden_size)
         self.w3 = build_linear(config, kernels, f"{name}.w3", config.hidden_size, config.ffn_hidden_size)
 
-    def weights(self):
-        """What the kernels' layers take, besides the norm."""
-        return self.w1.weights(), self.w2.weights(), self.w3.weights()
+    def linears(self):
+        """The linears, in the kernels' order."""
+        return self.w1, self.w2, self.w3
 
 
 class DecoderLayer(nn.Cell):
@@ -78,16 +79,24 @@ class DecoderLayer(nn.Cell):
         self.ffn_norm = RMSNorm(config, kernels)
         self.feed_forward = FeedForward(config, kernels, f"{name}.feed_forward")
         self.kernels = kernels
-        # Collected here and not in the graph, where each call costs time to compile, for each layer anew.
-        self.weights = ((self.attention_norm.weights(), *self.attention.weights()),
-                        (self.ffn_norm.weights(), *self.feed_forward.weights()))
+        self.collected = None
         self.caches = self.attention.caches() if config.use_past else ()
         self.is_first_iteration = True
 
+    def collect(self):
+        """
+        Take what the kernels need of the cells below, as they are now: (attention, feed_forward), see `kernels`. Not in the
+        graph, where each call costs time to compile, for each layer anew.
+        """
+        halves = (self.attention_norm, self.attention), (self.ffn_norm, self.feed_forward)
+        self.collected = tuple((norm.weights(), *(weights_of(linear, self.kernels) for linear in half.linears()))
+                               for norm, half in halves)
+
     def construct(self, x, rotation, input_ids, slot_mapping, layout):
         if slot_mapping is None:
-            return self.kernels.layer_whole(x, *self.weights, rotation, input_ids)
-        return self.kernels.layer(x, *self.weights, rotation, self.caches, slot_mapping, layout, self.is_first_iteration)
+            return self.kernels.layer_whole(x, *self.collected, rotation, input_ids)
+        return self.kernels.layer(x, *self.collected, rotation, self.caches, slot_mapping, layout,
+                                  self.is_first_iteration)
 
 
 class QwenModel(nn.Cell):
@@ -104,14 +113,27 @@ class QwenModel(nn.Cell):
         self.tables = RotaryTables(config)
         self.is_first_iteration = True
         self.layer_table = None
-        if kernels.runs_layers_at_once:
-            self.layer_table = kernels.layer_table([(*layer.weights, layer.caches) for layer in self.layers])
         self.ntk_cache = None
         if config.use_past and self.tables.thresholds is not None:
             # The NTK factor of a sequence is fixed by its prompt and belongs to its keys: it is kept with them,
             # under the sequence's first block.
             self.ntk_cache = _zero_cache("ntk_cache", (config.cache_blocks,), ms.int32)
             self.scatter = ops.ScatterUpdate()
+
+    def collect(self):
+        """Take what the kernels need of the layers, as they are now; all at once where the kernels can."""
+        for layer in self.layers:
+            layer.collect()
+        halves = [layer.collected for layer in self.layers]
+        self.layer_table = None
+        if self.kernels.runs_at_once(halves):
+            self.layer_table = self.kernels.layer_table([(*layer.collected, layer.caches) for layer in self.layers])
+
+    def linears(self):
+        """The linears of all layers, and the adapters that they have, as they are now."""
+        linears = [linear for layer in self.layers for half in (layer.attention, layer.feed_forward)
+                   for linear in half.linears()]
+        return linears + [linear.adapter for linear in linears if getattr(linear, "adapter", None) is not None]
 
     def construct(self, input_ids, prompt_lengths, batch_valid_length, block_tables, slot_mapping, q_seq_lens,
                   layer_table=None):

@@ -4,8 +4,11 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from qwen_mindspore.checkpoint.packing import EMBEDDING, Quantization
+from qwen_mindspore.kernels.weights import Weights, float_kind, packed_kind
 
-__all__ = ["Embedding", "Linear", "QuantEmbedding", "QuantLinear", "build_embedding", "build_linear"]
+__all__ = ["Embedding", "Linear", "QuantEmbedding", "QuantLinear", "build_embedding", "build_linear", "replace_linear"]
+
+LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "lm_head")
 
 
 def build_linear(config, kernels, name, inputs, outputs, has_bias=False):
@@ -27,6 +30,26 @@ def build_embedding(config, kernels):
     return kind(config, kernels)
 
 
+def replace_linear(model, name, linear):
+    """
+    Put another cell in the place of a linear, of a model that is built, loaded or not, before its first answer or later.
+
+    Args:
+        model (CausalLM): Its parameters then have the names of their new places.
+        name (str): The linear's place, `transformer.layers.0.attention.wq` for example, or `lm_head`.
+        linear (Cell): x [T, inputs] -> [T, outputs]; one of this module, or any other, around the one that is there say.
+
+    Raises:
+        ValueError: There is no such linear.
+    """
+    parent, _, leaf = name.rpartition(".")
+    cells = dict(model.cells_and_names())
+    if leaf not in LINEARS or parent not in cells or not hasattr(cells[parent], leaf):
+        raise ValueError(f"{name}: expected the name of a linear, as transformer.layers.0.attention.wq or lm_head")
+    setattr(cells[parent], leaf, linear)
+    model.collect()
+
+
 def _weight_type(config, kernels):
     """
     That of what a quantized model leaves as it is. Who quantizes is short of memory, and weights that were float16 are no
@@ -36,39 +59,68 @@ def _weight_type(config, kernels):
     return ms.float16 if is_half and kernels.dtype == ms.float32 else kernels.dtype
 
 
-class Linear(nn.Cell):
-    """The weights of x [T, inputs] -> [T, outputs]; weight [outputs, inputs], as checkpoints hold it."""
+class _Holder(nn.Cell):
+    """
+    What linears have in common: x [T, inputs] -> [T, outputs], by the kernels, of weights that are held here.
+
+    Attributes:
+        adapter (Cell): x [T, inputs] -> [T, outputs], which is added to the product; None at first.
+    """
+
+    def __init__(self, kernels):
+        super().__init__()
+        self.kernels = kernels
+        self.adapter = None
+        self.collected = None
+
+    def collect(self):
+        """Take the parameters as they are now."""
+        self.collected = self.kernels.bind(self.weights())
+
+    def construct(self, x):
+        return self.kernels.linear(x, self.collected)
+
+
+class Linear(_Holder):
+    """Ordinary weights: weight [outputs, inputs], as checkpoints hold it, and perhaps bias [outputs]."""
 
     def __init__(self, config, kernels, inputs, outputs, has_bias=False):
-        super().__init__()
+        super().__init__(kernels)
         normal = Normal(config.init_method_std)
         weight = initializer(normal, (outputs, inputs), _weight_type(config, kernels))
         self.weight = Parameter(weight, name="weight")
-        self.bias = Parameter(initializer("zeros", (outputs,), kernels.dtype), name="bias") if has_bias else None
+        self.bias = _bias(kernels, outputs) if has_bias else None
+        self.collect()
 
     def weights(self):
-        """What the kernels' linear operations take."""
-        return self.weight, self.bias
+        """The Weights, see `kernels.weights`."""
+        return Weights(float_kind(self.weight.dtype), self.weight, self.bias, adapter=self.adapter)
 
 
-class QuantLinear(nn.Cell):
+class QuantLinear(_Holder):
     """
-    The quantized weights of x [T, inputs] -> [T, outputs]: see `checkpoint.packing`. They are held in the kernels' own
-    layout, zeros as long as no checkpoint is loaded.
+    Quantized weights: see `checkpoint.packing`. They are held in the kernels' own layout, zeros as long as no checkpoint
+    is loaded.
     """
 
     def __init__(self, config, kernels, inputs, outputs, has_bias=False):
-        super().__init__()
-        self.packed_shapes = Quantization.from_dict(config.quantization).shapes(outputs, inputs)
-        self.prepare = kernels.prepare_quantized
-        held = kernels.quantized_parameters(outputs, inputs)
+        super().__init__(kernels)
+        self.quantization = Quantization.from_dict(config.quantization)
+        self.packed_shapes = self.quantization.shapes(outputs, inputs)
+        held = kernels.quantized_parameters(self.quantization, outputs, inputs)
         self.weight, self.scales, self.zeros = (_zeros(name, *held[name]) for name in ("weight", "scales", "zeros"))
         self.order = _zeros("order", (inputs,), ms.int32) if "order" in self.packed_shapes else None
-        self.bias = Parameter(initializer("zeros", (outputs,), kernels.dtype), name="bias") if has_bias else None
+        self.bias = _bias(kernels, outputs) if has_bias else None
+        self.collect()
+
+    def prepare(self, weight, scales, zeros):
+        """What a checkpoint holds, numpy arrays, in the layout of the kernels."""
+        return self.kernels.prepare_quantized(self.quantization, weight, scales, zeros)
 
     def weights(self):
-        """What the kernels' linear operations take."""
-        return self.weight, self.scales, self.zeros, self.order, self.bias
+        """The Weights, see `kernels.weights`."""
+        return Weights(packed_kind(self.quantization.bits), self.weight, self.bias, self.quantization, self.scales,
+                       self.zeros, self.order, self.adapter)
 
 
 class Embedding(nn.Cell):
@@ -90,7 +142,9 @@ class QuantEmbedding(nn.Cell):
 
     def __init__(self, config, kernels):
         super().__init__()
-        shapes = Quantization.from_dict(config.quantization).shapes(config.vocab_size, config.hidden_size)
+        quantization = Quantization.from_dict(config.quantization)
+        self.kind, self.group_size = int(packed_kind(quantization.bits)), quantization.group_size
+        shapes = quantization.shapes(config.vocab_size, config.hidden_size)
         self.packed_shapes = {name: shape for name, shape in shapes.items() if name != "order"}
         self.embedding_weight = _zeros("embedding_weight", shapes["weight"], ms.uint8)
         self.scales = _zeros("scales", shapes["scales"], ms.float32)
@@ -110,7 +164,11 @@ class QuantEmbedding(nn.Cell):
     def construct(self, ids):
         weight, scales, zeros = (ops.gather(self.embedding_weight, ids, 0), ops.gather(self.scales, ids, 0),
                                  ops.gather(self.zeros, ids, 0))
-        return self.kernels.dequantize(weight, scales, zeros)
+        return self.kernels.dequantize(weight, scales, zeros, self.kind, self.group_size)
+
+
+def _bias(kernels, outputs):
+    return Parameter(initializer("zeros", (outputs,), kernels.dtype), name="bias")
 
 
 def _zeros(name, shape, dtype):

@@ -9,15 +9,24 @@
 
 namespace qwen {
 
-// weight [outputs, inputs] in float32 or, with 16 bits, float16; bias [outputs] or null. Of quantized weights (8 or 4 bits)
-// the weight is levels, bytes [outputs, inputs * bits / 8] as `CpuKernels.prepare_quantized` lays them out; scales and zeros
-// [outputs, groups], column k of group k / group_size; null zeros: half of the levels' range; order [inputs] or null:
-// column k is multiplied by input order[k].
+// What a weight is: Kind of weights.py, whose numbers the compiler is given.
+enum class Kind : int64_t {
+  kFloat32 = QWEN_KIND_FLOAT32,
+  kFloat16 = QWEN_KIND_FLOAT16,
+  kBfloat16 = QWEN_KIND_BFLOAT16,
+  kInt8 = QWEN_KIND_INT8,
+  kInt4 = QWEN_KIND_INT4,
+};
+
+// weight [outputs, inputs] of numbers; bias [outputs] or null. Of quantized weights (kInt8, kInt4) the weight is levels,
+// bytes [outputs, inputs or inputs / 2] as `CpuKernels.prepare_quantized` lays them out; scales and zeros [outputs, groups],
+// column k of group k / group_size; null zeros: half of the levels' range; order [inputs] or null: column k is multiplied by
+// input order[k].
 struct Weights {
   const void *weight;
   const float *bias;
   int64_t outputs;
-  int64_t bits = 32;
+  Kind kind = Kind::kFloat32;
   const float *scales = nullptr;
   const uint8_t *zeros = nullptr;
   const int32_t *order = nullptr;

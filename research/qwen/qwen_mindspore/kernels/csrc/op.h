@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 class AotExtra;
@@ -13,29 +12,26 @@ namespace qwen {
 // The arguments of one call; the output is the last parameter.
 class Op {
  public:
-  Op(int count, void **params, int64_t **shapes, const char **types)
-      : count_(count), params_(params), shapes_(shapes), types_(types) {}
+  Op(int count, void **params, int64_t **shapes) : count_(count), params_(params), shapes_(shapes) {}
   int inputs() const { return count_ - 1; }
   const float *f32(int i) const { return static_cast<const float *>(params_[i]); }
   const int32_t *i32(int i) const { return static_cast<const int32_t *>(params_[i]); }
   const int64_t *i64(int i) const { return static_cast<const int64_t *>(params_[i]); }
   float *out() const { return static_cast<float *>(params_[count_ - 1]); }
   const uint8_t *u8(int i) const { return static_cast<const uint8_t *>(params_[i]); }
-  bool has_type(int i, const char *type) const { return std::strcmp(types_[i], type) == 0; }
   int64_t dim(int i, int axis) const { return shapes_[i][axis]; }
 
  private:
   int count_;
   void **params_;
   int64_t **shapes_;
-  const char **types_;
 };
 
 }  // namespace qwen
 
 #define QWEN_OP(name, ...)                                                                                       \
-  extern "C" int name(int nparam, void **params, int *, int64_t **shapes, const char **types, void *, void *) {  \
-    const qwen::Op op(nparam, params, shapes, types);                                                            \
+  extern "C" int name(int nparam, void **params, int *, int64_t **shapes, const char **, void *, void *) {       \
+    const qwen::Op op(nparam, params, shapes);                                                                   \
     __VA_ARGS__                                                                                                  \
     return 0;                                                                                                    \
   }

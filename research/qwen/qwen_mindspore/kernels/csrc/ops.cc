@@ -14,25 +14,21 @@ float *between(int which, size_t floats) {
   return buffers[which].reserve(floats);
 }
 
-// The weights that are inputs 2 and on: weight; of quantized weights also scales, and zeros and order where there are
-// such; then perhaps a bias. Input 0 is x [T, in], input 1 `settings` [4] float32: epsilon; of quantized weights
-// group_size (not above 0: all inputs) and whether they have zeros; the cache's block_size.
+// The weights that are inputs 2 and on: the weight, and of scales, zeros, order and bias, in this order, what there is.
+// Input 0 is x [T, in]; input 1, of `CpuKernels.bind`, says the kind, the group_size (not above 0: all inputs), and of zeros,
+// order and bias whether they are there.
 Weights weights_of(const Op &op) {
   const float *settings = op.f32(1);
   int next = 2;
-  const int i = next++;
-  Weights found{op.f32(i), nullptr, op.dim(i, 0)};
-  if (op.has_type(i, "float16")) found.bits = 16;
-  if (op.has_type(i, "uint8")) {
-    const int64_t inputs = op.dim(0, 1);
-    found.bits = 8 * op.dim(i, 1) / inputs;
+  Weights found{op.f32(next++), nullptr, op.dim(2, 0), static_cast<Kind>(settings[0])};
+  if (found.kind == Kind::kInt8 || found.kind == Kind::kInt4) {
     found.groups = op.dim(next, 1);
-    found.group_size = settings[1] > 0 ? static_cast<int64_t>(settings[1]) : inputs;
+    found.group_size = settings[1] > 0 ? static_cast<int64_t>(settings[1]) : op.dim(0, 1);
     found.scales = op.f32(next++);
-    if (settings[2] != 0) found.zeros = op.u8(next++);
-    if (next < op.inputs() && op.has_type(next, "int32")) found.order = op.i32(next++);
   }
-  if (next < op.inputs()) found.bias = op.f32(next);
+  if (settings[2] != 0) found.zeros = op.u8(next++);
+  if (settings[3] != 0) found.order = op.i32(next++);
+  if (settings[4] != 0) found.bias = op.f32(next++);
   return found;
 }
 
@@ -46,8 +42,8 @@ struct LayerWeights {
 };
 static_assert(sizeof(LayerWeights) == 69 * 8, "FIELDS of layer_table.py");
 
-// x [T, hidden], settings; address and length of an array of LayerWeights, int64 [2]; cos, sin, query cos and query sin
-// [T, D / 2]. What the operators that run all layers have in common.
+// x [T, hidden]; settings: epsilon and the cache's block_size; address and length of an array of LayerWeights, int64 [2];
+// cos, sin, query cos and query sin [T, D / 2]. What the operators that run all layers have in common.
 class Layers {
  public:
   static constexpr int kInputs = 7;
@@ -102,7 +98,7 @@ QWEN_OP(QwenRmsNorm, {
 })
 QWEN_SHAPE(QwenRmsNorm, {shapes[0][0], shapes[0][1]})
 
-// x [T, in], settings, weights, and perhaps a bias -> [T, out]
+// x [T, in] and weights, see weights_of -> [T, out]
 QWEN_OP(QwenLinear, {
   const Weights weights = weights_of(op);
   Pool::get().run([&](Thread &thread) {
@@ -120,7 +116,7 @@ QWEN_OP(QwenLayers, {
   const std::vector<int32_t> one_each(batch, 1);
   const int32_t *of_each = queries < op.inputs() ? op.i32(queries) : one_each.data();
   layers.run([&](Thread &thread, const LayerWeights &layer, const Rotation &rotation, float *out) {
-    const Cache cache{layer.keys, layer.values, op.i32(tables), op.dim(tables, 1), static_cast<int64_t>(op.f32(1)[3])};
+    const Cache cache{layer.keys, layer.values, op.i32(tables), op.dim(tables, 1), static_cast<int64_t>(op.f32(1)[1])};
     attend(thread, rotation, cache, op.i32(slots), op.i32(lengths), of_each, batch, layers.tokens(), out);
   });
 })

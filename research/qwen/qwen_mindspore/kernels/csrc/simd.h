@@ -77,6 +77,21 @@ inline vec load_half(const uint16_t *p) {
 #endif
 }
 
+// kLanes bfloat16 numbers as float32, of which they are the upper half.
+inline vec load_bfloat16(const uint16_t *p) {
+#if defined(__AVX512F__)
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+  return reinterpret_cast<vec>(_mm512_slli_epi32(wide, 16));
+#elif defined(__AVX2__)
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+  return reinterpret_cast<vec>(_mm256_slli_epi32(wide, 16));
+#else
+  ivec bits;
+  for (int i = 0; i < kLanes; ++i) bits[i] = static_cast<int32_t>(static_cast<uint32_t>(p[i]) << 16);
+  return reinterpret_cast<vec>(bits);
+#endif
+}
+
 inline vec to_float(ivec v) { return __builtin_convertvector(v, vec); }
 
 inline float sum(vec v) {

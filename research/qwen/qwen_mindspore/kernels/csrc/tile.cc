@@ -62,9 +62,15 @@ void lane_tile(const float *const *rows, const float *x, const Input &in, int64_
   }
 }
 
-// Weights in float16, row by row. What is left of a row is taken with zeros behind it.
-template <int M>
-void dot_half(const uint16_t *const *rows, const Input &in, Tile &out) {
+// kLanes numbers of 16 bits as float32.
+template <Kind kKind>
+inline vec load_16(const uint16_t *p) {
+  return kKind == Kind::kFloat16 ? load_half(p) : load_bfloat16(p);
+}
+
+// Weights of 16 bits, row by row. What is left of a row is taken with zeros behind it.
+template <Kind kKind, int M>
+void dot_16(const uint16_t *const *rows, const Input &in, Tile &out) {
   for (int r = 0; r < kRows; ++r) store(out[r], vec{});
   for (int r = 0; r < kRows; ++r) {
     const uint16_t *w = rows[r];
@@ -73,7 +79,7 @@ void dot_half(const uint16_t *const *rows, const Input &in, Tile &out) {
     for (; k + 2 * kLanes <= in.inputs; k += 2 * kLanes) {
       __builtin_prefetch(w + k + kPrefetch, 0, 2);
       for (int u = 0; u < 2; ++u) {
-        const vec wide = load_half(w + k + u * kLanes);
+        const vec wide = load_16<kKind>(w + k + u * kLanes);
         for (int m = 0; m < M; ++m) acc[u][m] += wide * load(in.x + m * in.inputs + k + u * kLanes);
       }
     }
@@ -85,19 +91,20 @@ void dot_half(const uint16_t *const *rows, const Input &in, Tile &out) {
       for (int m = 0; m < M; ++m) {
         vec x{};
         std::memcpy(&x, in.x + m * in.inputs + k, count * sizeof(float));
-        acc[0][m] += load_half(last) * x;
+        acc[0][m] += load_16<kKind>(last) * x;
       }
     }
     for (int m = 0; m < M; ++m) out[r][m] = sum(acc[0][m]);
   }
 }
 
-void half_to_float(const uint16_t *row, int64_t count, float *out) {
+template <Kind kKind>
+void to_floats_16(const uint16_t *row, int64_t count, float *out) {
   int64_t k = 0;
-  for (; k + kLanes <= count; k += kLanes) store(out + k, load_half(row + k));
+  for (; k + kLanes <= count; k += kLanes) store(out + k, load_16<kKind>(row + k));
   uint16_t last[kLanes] = {};
   std::memcpy(last, row + k, (count - k) * sizeof(uint16_t));
-  const vec wide = load_half(last);
+  const vec wide = load_16<kKind>(last);
   std::memcpy(out + k, &wide, (count - k) * sizeof(float));
 }
 
@@ -318,28 +325,36 @@ void compute_quantized(const Weights &weights, int64_t first, const Input &in, i
   lane_tile_of_floats(weights, first, in, start, count, to_floats, out);
 }
 
-void compute_half(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count, Tile &out) {
+template <Kind kKind>
+void compute_16(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count, Tile &out) {
   if (in.lanes == 0) {
     const uint16_t *rows[kRows];
     find_rows(weights, first, in.inputs, rows);
-    return dot_tokens(count, [&](auto m) { dot_half<m()>(rows, in, out); });
+    return dot_tokens(count, [&](auto m) { dot_16<kKind, m()>(rows, in, out); });
   }
   const auto to_floats = [&](int64_t row, float *floats) {
-    half_to_float(static_cast<const uint16_t *>(weights.weight) + row * in.inputs, in.inputs, floats);
+    to_floats_16<kKind>(static_cast<const uint16_t *>(weights.weight) + row * in.inputs, in.inputs, floats);
   };
   lane_tile_of_floats(weights, first, in, start, count, to_floats, out);
+}
+
+void compute_float(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count, Tile &out) {
+  const float *rows[kRows];
+  find_rows(weights, first, in.inputs, rows);
+  if (in.lanes == 0) return dot_tokens(count, [&](auto m) { dot_tile<m()>(rows, in, out); });
+  lane_tile_of<kTileVecs>(rows, in.x + start * in.inputs, in, kRows * in.inputs, count, out);
 }
 
 }  // namespace
 
 void compute_tile(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count, Tile &out) {
-  if (weights.bits == 4) return compute_quantized<4>(weights, first, in, start, count, out);
-  if (weights.bits == 8) return compute_quantized<8>(weights, first, in, start, count, out);
-  if (weights.bits == 16) return compute_half(weights, first, in, start, count, out);
-  const float *rows[kRows];
-  find_rows(weights, first, in.inputs, rows);
-  if (in.lanes == 0) return dot_tokens(count, [&](auto m) { dot_tile<m()>(rows, in, out); });
-  lane_tile_of<kTileVecs>(rows, in.x + start * in.inputs, in, kRows * in.inputs, count, out);
+  switch (weights.kind) {
+    case Kind::kInt4: return compute_quantized<4>(weights, first, in, start, count, out);
+    case Kind::kInt8: return compute_quantized<8>(weights, first, in, start, count, out);
+    case Kind::kFloat16: return compute_16<Kind::kFloat16>(weights, first, in, start, count, out);
+    case Kind::kBfloat16: return compute_16<Kind::kBfloat16>(weights, first, in, start, count, out);
+    case Kind::kFloat32: return compute_float(weights, first, in, start, count, out);
+  }
 }
 
 }  // namespace qwen

@@ -1,0 +1,86 @@
+"""Files written whole or not at all, and messages about those that can't be read."""
+import os
+
+import pytest
+
+from qwen_mindspore.common.files import (
+    cache_folder,
+    check_disk,
+    configs_folder,
+    read_json,
+    replacing,
+    sha256,
+    state_folder,
+    to_json,
+)
+from qwen_mindspore.common.text import shown
+
+
+def test_a_file_is_there_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep/file.txt"
+    with replacing(path) as written:
+        written.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as written:
+        written.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_written_whole_too(tmp_path):
+    with replacing(tmp_path / "folder") as folder:
+        folder.mkdir()
+        (folder / "a").write_text("a")
+    assert (tmp_path / "folder/a").read_text() == "a"
+
+
+def test_json_there_and_back(tmp_path):
+    (tmp_path / "x.json").write_bytes(to_json({"名": [1, None]}))
+    assert read_json(tmp_path / "x.json") == {"名": [1, None]}
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"{", "x.json: not valid JSON"), (b"[1]", "x.json: expected a JSON object, found list"),
+    (b"\xff\xfe", "x.json: not valid JSON")])
+def test_json_that_can_not_be_read(tmp_path, content, said):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(FileNotFoundError, match="y.json is missing: the model's y.json is needed"):
+        read_json(tmp_path / "y.json")
+
+
+def test_the_folders_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder("models") == tmp_path / "cache/qwen-mindspore/models"
+    assert state_folder() == tmp_path / "home/.local/state/qwen-mindspore"
+
+
+def test_the_shipped_configs_are_found():
+    assert (configs_folder() / "predict_qwen_7b.yaml").is_file()
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_disk_too_small_is_an_error_that_says_how_much_is_needed(tmp_path):
+    check_disk(tmp_path / "not/there/yet", 1)
+    with pytest.raises(OSError, match="the disk is full, .* GB needed, .* GB free") as caught:
+        check_disk(tmp_path / "not/there/yet", 2 ** 60)
+    assert caught.value.filename == os.fspath(tmp_path / "not/there/yet")
+
+
+def test_long_values_are_cut_off():
+    assert shown("x" * 100) == "'" + "x" * 56 + "..."
+    assert shown([1, 2]) == "[1, 2]"
