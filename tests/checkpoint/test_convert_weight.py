@@ -221,7 +221,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"model_type": "qwen2"}, "model_type is 'qwen2', expected 'qwen'"),
+    ({"model_type": "qwen2"}, r"config.json: model_type: expected 'qwen' \(the first generation\), found 'qwen2'"),
     ({"quantization_config": {"bits": 4}}, "expected at least bits and group_size, found {'bits': 4}"),
     ({"quantization_config": {"bits": 4, "group_size": 128}}, "no tensor is quantized, though the config says so"),
     ({"kv_channels": 4}, r"expected \[24, 8\] by config.json"),
