@@ -41,13 +41,16 @@ def folder_of(output):
     return output.parent if writes_one_file(output) else output
 
 
+def older(output):
+    """The files of the checkpoint that is there."""
+    return [file for file in sorted(folder_of(output).glob("*")) if replace.OUR_FILES.fullmatch(file.name)
+            or file.name == output.name and file.is_file()]
+
+
 def write(output, word, count=2):
     """What `save` does with `--overwrite`."""
     repair(output, clean=True)
-    folder = folder_of(output)
-    older = [file for file in sorted(folder.glob("*")) if replace.OUR_FILES.fullmatch(file.name)
-             or file.name == output.name and file.is_file()]
-    with replacing_checkpoint(output, older) as scratch:
+    with replacing_checkpoint(output, older(output)) as scratch:
         for name, text in content(output, word, count).items():
             (scratch / name).write_text(text)
 
@@ -152,7 +155,7 @@ def test_a_first_checkpoint_is_whole_or_not_there(tmp_path, name, is_done, monke
 
 def test_a_kill_while_files_are_written_leaves_what_the_next_run_removes(output, monkeypatch):
     write(output, "old")
-    with killed_at(monkeypatch, 100, False) as dead, replacing_checkpoint(output, []) as scratch:
+    with killed_at(monkeypatch, 100, False) as dead, replacing_checkpoint(output, older(output)) as scratch:
         (scratch / shards(2)[0]).write_text("half")
         dead.append(True)
         raise Kill
@@ -165,7 +168,7 @@ def test_an_error_leaves_everything_as_it_was(output):
     write(output, "old")
     before = files_in(folder_of(output))
     with (pytest.raises(OSError, match="the disk is full, nothing was written"),
-          replacing_checkpoint(output, []) as scratch):
+          replacing_checkpoint(output, older(output)) as scratch):
         (scratch / "config.json").write_text("new")
         raise OSError(28, "No space left on device")
     assert files_in(folder_of(output)) == before
@@ -200,7 +203,7 @@ def test_a_new_folder_may_be_read_by_whom_the_umask_lets(tmp_path):
 def test_a_folder_that_was_made_in_it_meanwhile_stays(tmp_path):
     output = tmp_path / "checkpoint"
     write(output, "old")
-    with replacing_checkpoint(output, [output / name for name in (INDEX, *shards(2))]) as scratch:
+    with replacing_checkpoint(output, older(output)) as scratch:
         for name, text in content(output, "new", 2).items():
             (scratch / name).write_text(text)
         (output / "logs").mkdir()
@@ -227,12 +230,25 @@ def test_a_mount_point_is_not_renamed(tmp_path, monkeypatch):
 
 def test_a_living_process_is_not_interfered_with(output):
     write(output, "old")
-    with replacing_checkpoint(output, []) as scratch:
+    with replacing_checkpoint(output, older(output)) as scratch:
         assert read(output) == "old"
         repair(output, clean=True)
         assert scratch.is_dir()
-        (scratch / "config.json").write_text("old")
-    assert read(output) == "old" or not writes_one_file(output)
+        for name, text in content(output, "new", 2).items():
+            (scratch / name).write_text(text)
+    assert read(output) == "new"
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_of_two_processes_that_write_one_folder_the_second_is_told(tmp_path, is_there):
+    output = tmp_path / "checkpoint"
+    if is_there:
+        output.mkdir()
+    with pytest.raises(FileExistsError, match="checkpoint exists: another process wrote it meanwhile"):
+        with replacing_checkpoint(output, []) as scratch:
+            (scratch / "config.json").write_text("second")
+            write(output, "first")
+    assert read(output) == "first" and not [*tmp_path.glob(".*")]
 
 
 def test_who_opens_a_checkpoint_that_is_just_being_replaced_is_told(output, monkeypatch):
@@ -277,3 +293,10 @@ def test_a_repair_is_told(tmp_path, capsys):
     os.rename(tmp_path / "checkpoint", tmp_path / ".checkpoint.old-01234567")
     repair(tmp_path / "checkpoint")
     assert "checkpoint: repaired; a process that was to replace this checkpoint was killed" in capsys.readouterr().err
+
+
+def test_what_earlier_versions_left_in_a_folder_goes(tmp_path):
+    (tmp_path / "checkpoint/.partial-abc").mkdir(parents=True)
+    (tmp_path / "checkpoint/.partial-abc/model-00001-of-00002.safetensors").touch()
+    write(tmp_path / "checkpoint", "new")
+    assert {file.name for file in (tmp_path / "checkpoint").iterdir()} == set(content(tmp_path / "checkpoint", "", 2))

@@ -161,8 +161,8 @@ def _rename(scratch, folder, older):
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        raise FileExistsError(f"{folder} exists: another process wrote it meanwhile: choose another place, or replace "
-                              "it with --overwrite") from None
+        raise _overtaken(folder) from None
+    _check_nothing_came(folder, older)
     if not _can_be_renamed(folder):  # no longer: somebody has made a folder in it
         inside = folder / f".{folder.name}.moving-{secrets.token_hex(4)}"
         (scratch / UNFINISHED).touch()
@@ -223,6 +223,8 @@ def _put_back(folder):
 
 def _move_into(scratch, folder, older, is_file):
     """Let the files in `scratch`, a folder in `folder`, take the place of the older checkpoint."""
+    if not is_file:
+        _check_nothing_came(folder, older)
     new = set(os.listdir(scratch)) - {UNFINISHED}
     gone = [file.name for file in older]
     if is_file and not any(_differs(scratch / name, folder / name) for name in new - set(gone)):
@@ -278,6 +280,17 @@ def _do(folder, task, work):
         raise OSError(f"{folder}: a process that was to replace this checkpoint was killed, and it can't be repaired "
                       f"({error.strerror}): {task}") from error
     say("checkpoint", f"{folder}: repaired; a process that was to replace this checkpoint was killed")
+
+
+def _check_nothing_came(folder, older):
+    """FileExistsError where a checkpoint came to a folder after `older` was all that was there."""
+    if any(OUR_FILES.fullmatch(name) for name in set(os.listdir(folder)) - {file.name for file in older}):
+        raise _overtaken(folder)
+
+
+def _overtaken(folder):
+    return FileExistsError(f"{folder} exists: another process wrote it meanwhile: choose another place, or replace it "
+                           "with --overwrite")
 
 
 def _busy(folder):
