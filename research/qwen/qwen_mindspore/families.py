@@ -10,6 +10,8 @@ their rows stacked in the order of the table, as those of q, k and v in Qwen's `
 side. This module imports nothing but the standard library.
 """
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 __all__ = ["FAMILIES", "QWEN", "SIDES", "Family", "Keys", "Module", "Sizes", "Tensor", "family_of"]
@@ -129,7 +131,7 @@ class Family:
     after: tuple
     buffers: str
 
-    @property
+    @cached_property
     def modules(self):
         """Role -> Module."""
         return {module.role: module for module in (*self.before, *self.layer, *self.after)}
@@ -141,7 +143,7 @@ class Family:
     def name(self, role, side, layer=None):
         """The name of a module on a side, without `.weight`; `layer` is the number of its layer, if it is in one."""
         module = self.modules[role]
-        return (self.prefix(side, layer) if module in self.layer else "") + getattr(module, side)
+        return getattr(module, side) if layer is None else self.prefix(side, layer) + getattr(module, side)
 
     def head_name(self, side, tied):
         """The name of what gives the logits: the head, or the embedding where the two are tied."""
@@ -183,23 +185,27 @@ class Family:
                      head_size, self.ffn_width(ffn), self.keys.tied if tied is None else bool(tied))
 
     def tensors(self, config):
-        """Every Tensor of an unquantized model, in its order; no head where it is the embedding. See `sizes`."""
+        """
+        Every Tensor of an unquantized model, in its order; no head where it is the embedding. Of modules that are one
+        on Hugging Face's side the weights come first, then the biases. See `sizes`.
+        """
         sizes = self.sizes(config)
         after = [module for module in self.after if not (sizes.tied and module.role == "head")]
-        modules = [(module, None) for module in self.before]
-        modules += [(module, layer) for layer in range(sizes.layers) for module in self.layer]
-        modules += [(module, None) for module in after]
-        return [tensor for module, layer in modules for tensor in self._tensors_of(module, layer, sizes)]
+        parts = [(self.before, None), *((self.layer, layer) for layer in range(sizes.layers)), (after, None)]
+        return [tensor for modules, layer in parts for _, stack in groupby(modules, lambda module: module.hf)
+                for tensor in self._tensors_of(list(stack), layer, sizes)]
 
-    def _tensors_of(self, module, layer, sizes):
-        shape = tuple(getattr(sizes, size) for size in module.shape)
-        for kind in ("weight", "bias") if module.bias else ("weight",):
-            names = {side: f"{self.name(module.role, side, layer)}.{kind}" for side in SIDES}
-            if kind == "weight":
-                names["ms"] = f"{self.name(module.role, 'ms', layer)}.{module.ms_weight}"
-                yield Tensor(module.role, layer, kind, names, shape, module.split)
-            else:
-                yield Tensor(module.role, layer, kind, names, shape[:1], 0 if module.split == 0 else None)
+    def _tensors_of(self, modules, layer, sizes):
+        for module in modules:
+            names = {side: f"{self.name(module.role, side, layer)}.weight" for side in SIDES}
+            names["ms"] = names["ms"].removesuffix("weight") + module.ms_weight
+            shape = tuple(getattr(sizes, size) for size in module.shape)
+            yield Tensor(module.role, layer, "weight", names, shape, module.split)
+        for module in modules:
+            if module.bias:
+                names = {side: f"{self.name(module.role, side, layer)}.bias" for side in SIDES}
+                yield Tensor(module.role, layer, "bias", names, (getattr(sizes, module.shape[0]),),
+                             0 if module.split == 0 else None)
 
 
 def _size(config, key):

@@ -29,6 +29,9 @@ class TorchQwen:
         head_size = self.sizes.head_size
         self.frequencies = config[keys.theta] ** -(torch.arange(0, head_size, 2) / head_size)
         self.head_name = self.family.head_name("hf", self.sizes.tied)
+        self._names = {(module.role, layer): self.family.name(module.role, "hf", layer)
+                       for layer in range(self.layers) for module in self.family.layer}
+        self._names |= {(module.role, None): module.hf for module in (*self.family.before, *self.family.after)}
 
     @classmethod
     def from_folder(cls, folder):
@@ -73,7 +76,7 @@ class TorchQwen:
 
     def name(self, role, layer=None):
         """The Hugging Face name of a module, see `families`."""
-        return self.family.name(role, "hf", layer)
+        return self._names[role, layer]
 
     def rotation(self, first, count):
         """cos and sin [count, head size] of `count` positions from `first` on."""
