@@ -300,3 +300,17 @@ def test_what_earlier_versions_left_in_a_folder_goes(tmp_path):
     (tmp_path / "checkpoint/.partial-abc/model-00001-of-00002.safetensors").touch()
     write(tmp_path / "checkpoint", "new")
     assert {file.name for file in (tmp_path / "checkpoint").iterdir()} == set(content(tmp_path / "checkpoint", "", 2))
+
+
+def test_what_a_stranger_left_is_not_moved_about(tmp_path, monkeypatch):
+    write(tmp_path / "checkpoint", "old")
+    left = tmp_path / "checkpoint/.qwen.ckpt.moving-01234567"
+    left.mkdir()
+    (left / "config.json").write_text("theirs")
+    if os.geteuid() != 0:
+        pytest.skip("needs to give files to another user")
+    os.chown(left, 12345, -1)
+    assert read(tmp_path / "checkpoint") == "old" and left.is_dir()
+    os.chown(left, os.geteuid(), -1)
+    repair(tmp_path / "checkpoint")
+    assert files_in(tmp_path / "checkpoint")["config.json"] == "theirs"

@@ -214,9 +214,9 @@ def qwen2_weights(config, weights):
         name, first = tensor.names["hf"], rows[tensor.names["hf"]]
         rows[name] += tensor.shape[0]
         renamed[tensor.names["qwen2"]] = weights[name][first:rows[name]]
-    if "lm_head.weight" not in renamed:  # tied: its state dict has the embedding under both names
-        renamed["lm_head.weight"] = renamed["model.embed_tokens.weight"]
-    return renamed
+    # Where the two are tied, its state dict has the embedding under both names.
+    embedding, head = (f"{QWEN.name(role, 'qwen2')}.weight" for role in ("embedding", "head"))
+    return {head: renamed[embedding], **renamed}
 
 
 class LlamaCpp:

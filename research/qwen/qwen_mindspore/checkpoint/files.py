@@ -146,7 +146,7 @@ def read_config(path):
 
 
 def check_tensors(checkpoint, tensors):
-    """Check that `checkpoint` has every tensor of `tensors`, {name: name_map.Tensor}, in its shape and type.
+    """Check that `checkpoint` has every tensor of `tensors`, {name: names.Tensor}, in its shape and type.
 
     Returns:
         Sorted names of the tensors that are not in `tensors`.

@@ -31,6 +31,8 @@ def write_gguf(folder, path, dtype="F32"):
 
     folder, path = Path(folder), Path(path)
     config = read_config(folder / "config.json")
+    if family_of(config) is not QWEN:  # llama.cpp keeps the rows of q and k of other families in another order
+        raise ValueError(f"{folder}: only {QWEN.model_type!r} can be written for llama.cpp")
     shapes, sizes = hf_shapes(config), family_of(config).sizes(config)
     checkpoint = Checkpoint(checkpoint_files(folder, HUGGING_FACE))
     check_tensors(checkpoint, ms_to_hf(config))
@@ -38,7 +40,7 @@ def write_gguf(folder, path, dtype="F32"):
         raise ValueError(f"{folder}: llama.cpp's qwen needs num_attention_heads * kv_channels = hidden_size")
 
     with replacing(path) as scratch:
-        writer = gguf.GGUFWriter(scratch, "qwen")
+        writer = gguf.GGUFWriter(scratch, QWEN.model_type)
         _add_settings(writer, config, sizes)
         tensors = [(name, hf_name, _tensor_type(shapes[hf_name], gguf.GGMLQuantizationType[dtype]))
                    for name, hf_name in _pairs(config)]

@@ -254,7 +254,7 @@ class GptqCheckpoint:
         config: the dict of its config.json, with `quantization`.
 
     Attributes:
-        table: {Hugging Face name: name_map.Tensor}, what to write of it.
+        table: {Hugging Face name: names.Tensor}, what to write of it.
         settings: the quantize_config.json.
 
     Raises:

@@ -245,7 +245,7 @@ def _move(scratch, folder):
     if (scratch / REPLACES).exists():
         for name in (scratch / REPLACES).read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(folder / name)
+                os.unlink(folder / Path(name).name)
         os.unlink(scratch / REPLACES)
     for name in sorted(os.listdir(scratch), key=_turn):
         os.replace(scratch / name, folder / name)
@@ -298,9 +298,16 @@ def _busy(folder):
 
 
 def _leftovers(folder, name, kind):
-    """The scratch folders in a folder, of the checkpoint `name` or of any."""
+    """
+    The scratch folders in a folder, of the checkpoint `name` or of any; made by this user or by the folder's owner:
+    what a stranger puts into /tmp is not to be moved about.
+    """
     pattern = f".{'*' if name is None else glob.escape(name)}.{kind}-{'[0-9a-f]' * 8}"
-    return sorted(path for path in folder.glob(pattern) if path.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    owners = os.geteuid(), folder.stat().st_uid
+    return sorted(path for path in folder.glob(pattern)
+                  if path.is_dir() and not path.is_symlink() and path.stat().st_uid in owners)
 
 
 def _remove(scratch):
