@@ -6,7 +6,8 @@ CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/qwen-mindspore/models"
 CHECKPOINT="$CACHE/smollm2-135m-qwen-ms"
 export LOG_MF_PATH="${LOG_MF_PATH:-$CACHE/output/log}"  # MindFormers' logs; not in the user's directory
 
-if [ ! -d "$CHECKPOINT" ]; then
+# A conversion that was killed leaves no index: it is made again.
+if [ ! -f "$CHECKPOINT/model.safetensors.index.json" ]; then
     HF="$("$PYTHON" "$ROOT/scripts/make_demo_model.py")"
-    "$PYTHON" "$ROOT/convert/convert_weight.py" --torch_ckpt_dir "$HF" --mindspore_ckpt_path "$CHECKPOINT" >&2
+    "$PYTHON" "$ROOT/convert/convert_weight.py" --torch_ckpt_dir "$HF" --mindspore_ckpt_path "$CHECKPOINT" --overwrite >&2
 fi

@@ -15,8 +15,10 @@ from helpers import ROOT, TINY
 from helpers.checkpoints import random_tensors, write_hf_folder
 from qwen_mindspore.bench import report as benchmark_report
 from qwen_mindspore.bench import run as benchmark
+from qwen_mindspore.bench.contestants import Ours, qwen2_weights
 from qwen_mindspore.checkpoint import gguf as qwen_gguf
 from qwen_mindspore.checkpoint.names import hf_shapes
+from qwen_mindspore.checkpoint.packing import EMBEDDING, HEAD, LAYERS
 from qwen_mindspore.cli.benchmark import main, parse_args
 from qwen_mindspore.model.torch_qwen import TorchQwen
 
@@ -261,6 +263,60 @@ def test_torch_peer_continues_as_the_reference():
     expected, model = golden("greedy.json"), TorchQwen.from_folder(TINY)
     for prompt, continuation in zip(expected["prompts"], expected["greedy"]):
         assert [ids[0] for ids in model.greedy([prompt], 32)] == continuation
+
+
+def test_transformers_peer_has_every_weight_under_its_name_there():
+    weights = TorchQwen.from_folder(TINY).weights
+    renamed = qwen2_weights(golden("config.json"), weights)
+    assert len(renamed) == 3 + 3 * 12
+    attention = weights["transformer.h.1.attn.c_attn.weight"], weights["transformer.h.1.attn.c_attn.bias"]
+    for kind, whole in zip(("weight", "bias"), attention):
+        for part, expected in zip("qkv", whole.chunk(3)):
+            assert torch.equal(renamed[f"model.layers.1.self_attn.{part}_proj.{kind}"], expected)
+    for name, hf_name in (("embed_tokens", "wte"), ("layers.2.mlp.gate_proj", "h.2.mlp.w2"), ("norm", "ln_f"),
+                          ("layers.2.mlp.up_proj", "h.2.mlp.w1"), ("layers.0.mlp.down_proj", "h.0.mlp.c_proj"),
+                          ("layers.0.post_attention_layernorm", "h.0.ln_2")):
+        assert torch.equal(renamed[f"model.{name}.weight"], weights[f"transformer.{hf_name}.weight"])
+    tied = qwen2_weights({**golden("config.json"), "tie_word_embeddings": True}, weights)
+    assert torch.equal(tied["lm_head.weight"], weights["transformer.wte.weight"])
+
+
+# What a step reads and multiplies
+
+def sizes_of(**settings):
+    """What the contestant says of the golden model with these settings, weights aside."""
+    from qwen_mindspore.generate.loop import QwenForCausalLM
+    from qwen_mindspore.model.config import QwenConfig
+
+    contestant = Ours()
+    contestant.config = QwenConfig.from_hf_config(TINY, use_past=True, **settings)
+    contestant.model = QwenForCausalLM(contestant.config)
+    return contestant.sizes()
+
+
+def test_a_quantized_model_multiplies_by_as_many_parameters_as_any():
+    shapes = hf_shapes(golden("config.json"))
+    whole = sizes_of()
+    assert whole["step_parameters"] == sum(int(np.prod(shape)) for shape in shapes.values()) - 512 * 64
+    assert whole["step_bytes"] == 4 * whole["step_parameters"]
+    assert (whole["head_parameters"], whole["attention_width"]) == (512 * 64, 3 * 64)
+    for bits, quantized in ((4, [LAYERS]), (8, [LAYERS]), (4, [LAYERS, HEAD, EMBEDDING])):
+        packed = sizes_of(quantization={"bits": bits, "group_size": 32, "quantized": quantized})
+        for name in ("step_parameters", "head_parameters", "attention_width", "cache_bytes_per_token", "cache_bytes"):
+            assert packed[name] == whole[name], name
+        assert packed["step_bytes"] < whole["step_bytes"] / 2
+
+
+def test_an_8_bit_cache_counts_its_scales():
+    whole, quantized = sizes_of(), sizes_of(use_cache_quantization=True)
+    assert whole["cache_bytes_per_token"] == 2 * 3 * 64 * 4
+    # A byte for each number, and a scale and a zero in float32 for each head.
+    assert quantized["cache_bytes_per_token"] == 2 * 3 * (64 + 2 * 4 * 4)
+
+
+def test_a_tied_embedding_is_read_as_the_head():
+    tied, whole = sizes_of(tie_word_embeddings=True), sizes_of()
+    assert all(tied[name] == whole[name] for name in ("step_parameters", "head_parameters", "step_bytes"))
 
 
 # All of it

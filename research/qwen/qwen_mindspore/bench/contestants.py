@@ -4,10 +4,12 @@ A contestant's constructor imports what it needs, `load` gets it ready, `generat
 `on_step` with the next greedy id of each sequence, `new_tokens` times, and `sizes` tells what a step reads. A peer may
 run in an environment that has nothing else of this project.
 """
+import collections
 import contextlib
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import random
 import sys
@@ -15,6 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from qwen_mindspore.families import QWEN, family_of
 
 WARM_UP_TOKENS = 3
 
@@ -57,19 +61,37 @@ class Ours:
         """Beside the bytes, what the operations of a step follow from."""
         parameters = {parameter.name: parameter for parameter in self.model.get_parameters()}
         caches = [parameters.pop(name) for name in list(parameters) if name.endswith("_cache")]
-        read = dict(parameters)
-        if not self.config.tie_word_embeddings:
-            del read["transformer.wte.embedding_weight"]
-        width = self.config.num_layers * self.config.num_heads * self.config.kv_channels
+        read = {name: parameter.nbytes for name, parameter in parameters.items()
+                if self.config.tie_word_embeddings or not name.startswith(QWEN.name("embedding", "ms") + ".")}
+        # The caches of the layers, which have a place for every token.
+        keys_and_values = [cache.nbytes for cache in caches if not cache.name.endswith("ntk_cache")]
         return {
             "weight_bytes": sum(parameter.nbytes for parameter in parameters.values()),
-            "step_bytes": sum(parameter.nbytes for parameter in read.values()),
+            "step_bytes": sum(read.values()),
             "cache_bytes": sum(cache.nbytes for cache in caches),
-            "cache_bytes_per_token": 2 * width * self.model.lm_head.weight.itemsize,
-            "step_parameters": sum(parameter.size for parameter in read.values()),
-            "head_parameters": self.model.lm_head.weight.size,
-            "attention_width": width,
+            "cache_bytes_per_token": sum(keys_and_values) // (self.config.cache_blocks * self.config.block_size),
+            **step_sizes(self.config),
         }
+
+
+def step_sizes(config):
+    """
+    How many parameters a decode step multiplies by, of them the head's, and how wide its attention is, all layers
+    together: by the shapes of the model, be it quantized or not.
+
+    Args:
+        config (QwenConfig): The model's.
+    """
+    family = family_of({"model_type": config.model_type})
+    hf = {family.keys.head_size: config.kv_channels, **{key: getattr(config, key) for key in (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+        "tie_word_embeddings")}}
+    sizes = family.sizes(hf)
+    unread = () if sizes.tied else ("embedding",)
+    return {"step_parameters": sum(math.prod(tensor.shape) for tensor in family.tensors(hf)
+                                   if tensor.role not in unread),
+            "head_parameters": sizes.vocab * sizes.hidden,
+            "attention_width": sizes.layers * sizes.query}
 
 
 class Streamer:
@@ -108,8 +130,9 @@ class Torch:
             self.model = self.model_class.from_folder(job["hf"])
         else:
             from qwen_mindspore.checkpoint.names import hf_shapes
-            weights = {name: self.torch.randn(shape) * 0.02 for name, shape in hf_shapes(job["model_config"]).items()}
-            self.model = self.model_class(job["model_config"], weights)
+            config = {"model_type": QWEN.model_type, **job["model_config"]}
+            weights = {name: self.torch.randn(shape) * 0.02 for name, shape in hf_shapes(config).items()}
+            self.model = self.model_class(config, weights)
         self.vocab_size = len(self.model.head)
 
     def generate(self, prompts, new_tokens, on_step):
@@ -119,18 +142,17 @@ class Torch:
 
     def sizes(self):
         """The embedding is not read, save where it is the head."""
-        weights = self.model.weights
+        weights, sizes = self.model.weights, self.model.sizes
         total = sum(weight.nbytes for weight in weights.values())
-        embedding = weights["transformer.wte.weight"]
-        width = weights["transformer.h.0.attn.c_proj.weight"].shape[1]
-        return {"weight_bytes": total, "step_bytes": total - (0 if embedding is self.model.head else embedding.nbytes),
-                "cache_bytes_per_token": 2 * self.model.layers * width * 4}
+        unread = 0 if sizes.tied else weights[self.model.name("embedding") + ".weight"].nbytes
+        return {"weight_bytes": total, "step_bytes": total - unread,
+                "cache_bytes_per_token": 2 * sizes.layers * sizes.kv * 4}
 
 
 class Transformers:
     """
-    The `generate` of transformers with its Qwen2, which computes what Qwen does. (The released code of Qwen itself is no
-    package: it comes with the weights.)
+    The `generate` of transformers with its Qwen2, which computes what Qwen does. (The released code of Qwen itself is
+    no package: it comes with the weights.)
     """
 
     packages = ("torch", "transformers")
@@ -150,18 +172,18 @@ class Transformers:
             config = json.loads(Path(job["hf"], "config.json").read_text(encoding="utf-8"))
             weights = torch_qwen.TorchQwen.from_folder(job["hf"]).weights
         else:
-            config, weights = job["model_config"], {}
+            config, weights = {"model_type": QWEN.model_type, **job["model_config"]}, {}
+        family = family_of(config)
+        self.sizes_of_model = sizes = family.sizes(config)
         self.config = self.api.Qwen2Config(
-            vocab_size=config["vocab_size"], hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"] // 2, num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=config["num_attention_heads"], num_key_value_heads=config["num_attention_heads"],
-            head_dim=config["kv_channels"], rms_norm_eps=config["layer_norm_epsilon"],
-            rope_theta=config["rotary_emb_base"], tie_word_embeddings=config.get("tie_word_embeddings", False),
-            max_position_embeddings=32768)
+            vocab_size=sizes.vocab, hidden_size=sizes.hidden, intermediate_size=sizes.ffn,
+            num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads, num_key_value_heads=sizes.kv_heads,
+            head_dim=sizes.head_size, rms_norm_eps=config[family.keys.epsilon], rope_theta=config[family.keys.theta],
+            tie_word_embeddings=sizes.tied, max_position_embeddings=32768)
         self.model = self.api.Qwen2ForCausalLM(self.config).eval()
         if weights:
-            self.model.load_state_dict(_qwen2_names(weights), strict=True)
-        self.vocab_size = config["vocab_size"]
+            self.model.load_state_dict(qwen2_weights(config, weights), strict=True)
+        self.vocab_size = sizes.vocab
 
     def generate(self, prompts, new_tokens, on_step):
         """Greedy, whatever the token that ends a text."""
@@ -175,26 +197,26 @@ class Transformers:
         """The embedding is not read, save where it is the head."""
         total = sum(weight.nbytes for weight in self.model.parameters())
         unread = 0 if self.config.tie_word_embeddings else self.model.model.embed_tokens.weight.nbytes
-        width = self.config.num_attention_heads * self.config.head_dim
         return {"weight_bytes": total, "step_bytes": total - unread,
-                "cache_bytes_per_token": 2 * self.config.num_hidden_layers * width * 4}
+                "cache_bytes_per_token": 2 * self.sizes_of_model.layers * self.sizes_of_model.kv * 4}
 
 
-def _qwen2_names(weights):
-    """A Qwen's weights by the names of Qwen2."""
-    names = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "transformer.h.": "model.layers.",
-             "attn.c_proj": "self_attn.o_proj", "ln_1": "input_layernorm", "ln_2": "post_attention_layernorm",
-             "mlp.w1": "mlp.up_proj", "mlp.w2": "mlp.gate_proj", "mlp.c_proj": "mlp.down_proj"}
-    renamed = {}
-    for name, weight in weights.items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        if "attn.c_attn" in name:
-            for projection, part in zip("qkv", weight.chunk(3)):
-                renamed[name.replace("attn.c_attn", f"self_attn.{projection}_proj")] = part
-        else:
-            renamed[name] = weight
-    return renamed
+def qwen2_weights(config, weights):
+    """
+    A model's weights by the names of transformers' Qwen2.
+
+    Args:
+        config (dict): Its Hugging Face config.json.
+        weights (dict): Hugging Face name -> tensor.
+    """
+    renamed, rows = {}, collections.Counter()
+    for tensor in family_of(config).tensors(config):
+        name, first = tensor.names["hf"], rows[tensor.names["hf"]]
+        rows[name] += tensor.shape[0]
+        renamed[tensor.names["qwen2"]] = weights[name][first:rows[name]]
+    # Where the two are tied, its state dict has the embedding under both names.
+    embedding, head = (f"{QWEN.name(role, 'qwen2')}.weight" for role in ("embedding", "head"))
+    return {head: renamed[embedding], **renamed}
 
 
 class LlamaCpp:

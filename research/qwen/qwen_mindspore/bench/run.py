@@ -13,6 +13,7 @@ from qwen_mindspore.bench.report import make_report
 from qwen_mindspore.checkpoint.convert import convert_weight
 from qwen_mindspore.checkpoint.demo_model import MODEL_NAME
 from qwen_mindspore.checkpoint.gguf import gguf_bytes, write_gguf
+from qwen_mindspore.checkpoint.replace import repair
 from qwen_mindspore.common.files import cache_folder, configs_folder
 from qwen_mindspore.common.progress import say
 
@@ -22,6 +23,7 @@ NAME = "benchmark"
 PACKAGE = Path(__file__).resolve().parents[1]
 CONTESTANTS = "qwen_mindspore.bench.contestants"
 DEMO_CHECKPOINT = "smollm2-135m-qwen-ms"
+INDEX = "model.safetensors.index.json"
 CONTEXT = 32  # tokens of each prompt whose continuation is measured
 
 # The modules that a peer needs, and how to get them.
@@ -74,9 +76,10 @@ def find_model(args):
     if not (hf or checkpoint):
         models = cache_folder("models")
         hf, checkpoint = models / MODEL_NAME, models / DEMO_CHECKPOINT
-        if not (hf.is_dir() and checkpoint.is_dir()):
+        if not (hf.is_dir() and (checkpoint / INDEX).is_file()):
             raise FileNotFoundError(f"no demo model in {models}: make it with scripts/demo.sh, or give --hf")
     for path in filter(None, (hf, checkpoint)):
+        repair(path)
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
     checkpoint = checkpoint or _converted(hf)
@@ -97,7 +100,7 @@ def _read_yaml(path):
 def _converted(hf):
     """The MindSpore checkpoint of a Hugging Face folder."""
     checkpoint = _cached(hf, "-ms")
-    if not (checkpoint / "model.safetensors.index.json").is_file():
+    if not (checkpoint / INDEX).is_file():
         say(NAME, f"converting {hf} to {checkpoint}")
         convert_weight(hf, checkpoint)
     return checkpoint

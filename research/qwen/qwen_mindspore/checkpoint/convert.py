@@ -1,23 +1,33 @@
 """Converting a Qwen between Hugging Face's checkpoints and MindSpore's, a few rows at a time."""
+import re
 import sys
 from pathlib import Path
 
-from qwen_mindspore.checkpoint import gptq, names
-from qwen_mindspore.checkpoint.files import Checkpoint, check_tensors, find_files, read_config, read_sidecars
+from qwen_mindspore.checkpoint import gptq
+from qwen_mindspore.checkpoint.files import (
+    HUGGING_FACE,
+    Checkpoint,
+    check_tensors,
+    checkpoint_files,
+    read_config,
+    read_sidecars,
+)
+from qwen_mindspore.checkpoint.names import hf_to_ms, ms_to_hf
+from qwen_mindspore.checkpoint.replace import repair
 from qwen_mindspore.checkpoint.save import save
 from qwen_mindspore.common.files import to_json
+from qwen_mindspore.families import family_of
 
 __all__ = ["DEFAULT_OUTPUT", "convert_reversed", "convert_weight", "save_hf"]
 
 DEFAULT_OUTPUT = "./run/qwen_7b_ms.ckpt"
-FILES = ("model*.safetensors", "gptq_model*.safetensors", "pytorch_model*.bin", "gptq_model*.bin")
 
 
 def convert_weight(torch_ckpt_dir, mindspore_ckpt_path=DEFAULT_OUTPUT, dtype=None, overwrite=False, dequantize=False):
     """Convert a Hugging Face Qwen folder to a MindSpore checkpoint, a few rows at a time.
 
-    A model that AutoGPTQ quantized stays quantized: see `checkpoint.gptq` and `checkpoint.packing`; config.json then has
-    `quantization` in place of `quantization_config`. Of a quantized model a tensor at a time is in memory.
+    A model that AutoGPTQ quantized stays quantized: see `checkpoint.gptq` and `checkpoint.packing`; config.json then
+    has `quantization` in place of `quantization_config`. Of a quantized model a tensor at a time is in memory.
 
     Args:
         torch_ckpt_dir: folder with config.json and the weights, in one or more `.safetensors` or else `.bin`, and
@@ -37,10 +47,11 @@ def convert_weight(torch_ckpt_dir, mindspore_ckpt_path=DEFAULT_OUTPUT, dtype=Non
         OSError: a file is missing, something is in the way, or the disk is full.
     """
     folder = Path(torch_ckpt_dir)
+    repair(folder)
     config = read_config(folder / "config.json")
     sidecars = read_sidecars(folder)
     settings = gptq.read_settings(folder, config)
-    checkpoint = Checkpoint(find_files(folder, FILES))
+    checkpoint = Checkpoint(checkpoint_files(folder, HUGGING_FACE))
     if settings is None:
         _check_unquantized(checkpoint, dequantize)
     else:
@@ -52,12 +63,12 @@ def convert_weight(torch_ckpt_dir, mindspore_ckpt_path=DEFAULT_OUTPUT, dtype=Non
         else:
             config["quantization"] = checkpoint.quantization
         sidecars["config.json"] = to_json(config)
-    for name in check_tensors(checkpoint, names.ms_to_hf(config)):
-        if not names.HARMLESS.search(name):
+    harmless = re.compile(family_of(config).buffers)
+    for name in check_tensors(checkpoint, ms_to_hf(config)):
+        if not harmless.search(name):
             raise ValueError(f"{folder}: {name} is not a tensor of the Qwen that config.json describes: "
                              "is it the config.json of this checkpoint?")
-    return save(checkpoint, names.hf_to_ms(config), Path(mindspore_ckpt_path), sidecars, dtype,
-                              overwrite)
+    return save(checkpoint, hf_to_ms(config), Path(mindspore_ckpt_path), sidecars, dtype, overwrite)
 
 
 def _check_unquantized(checkpoint, dequantize):
@@ -93,14 +104,14 @@ def convert_reversed(mindspore_ckpt_path, torch_ckpt_path, config=None, dtype=No
         OSError: a file is missing, something is in the way, or the disk is full.
     """
     source = Path(mindspore_ckpt_path)
-    files = _files(source)
+    files = checkpoint_files(source)
     folder = source if source.is_dir() else source.parent
     config_path = Path(config) if config else folder / "config.json"
     if not config_path.is_file():
         raise FileNotFoundError(f"{config_path} is missing: give the Hugging Face config.json with --config")
     settings = read_config(config_path)
     checkpoint = Checkpoint(files)
-    extra = check_tensors(checkpoint, names.hf_to_ms(settings))
+    extra = check_tensors(checkpoint, hf_to_ms(settings))
     if extra:
         print(f"convert_reversed: left out {len(extra)} entries that are not weights of the model, "
               f"like {extra[0]}", file=sys.stderr)
@@ -111,7 +122,7 @@ def convert_reversed(mindspore_ckpt_path, torch_ckpt_path, config=None, dtype=No
 
 def save_hf(checkpoint, config, output, sidecars, dtype=None, overwrite=False):
     """Write a checkpoint, whose names are MindSpore's, as a Hugging Face folder: see `checkpoint.files.save`."""
-    tensors = names.ms_to_hf(config)
+    tensors = ms_to_hf(config)
     if config.get("quantization"):
         checkpoint = gptq.GptqCheckpoint(checkpoint, config)
         tensors = checkpoint.table
@@ -120,13 +131,3 @@ def save_hf(checkpoint, config, output, sidecars, dtype=None, overwrite=False):
             "config.json": to_json(unpacked | {"quantization_config": checkpoint.settings}),
             "quantize_config.json": to_json(checkpoint.settings)}
     return save(checkpoint, tensors, output, sidecars, dtype, overwrite, layout="pt")
-
-
-def _files(source):
-    if source.is_dir():
-        return find_files(source, ("*.safetensors", "*.ckpt"))
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is missing: name a .ckpt or .safetensors file, or their folder")
-    if source.suffix not in (".ckpt", ".safetensors"):
-        raise ValueError(f"{source}: not a MindSpore checkpoint, expected .ckpt or .safetensors")
-    return [source]

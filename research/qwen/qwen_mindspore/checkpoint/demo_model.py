@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qwen_mindspore.common.files import cache_folder, check_disk, replacing, sha256, to_json
 from qwen_mindspore.common.progress import say
+from qwen_mindspore.families import QWEN
 
 NAME = "make_demo_model"
 
@@ -47,7 +48,7 @@ CONFIG = {
     "kv_channels": 64,
     "layer_norm_epsilon": 1e-05,
     "max_position_embeddings": 8192,
-    "model_type": "qwen",
+    "model_type": QWEN.model_type,
     "no_bias": True,
     "num_attention_heads": HEADS,
     "num_hidden_layers": LAYERS,
@@ -212,26 +213,33 @@ def qwen_tensors(llama, rows, layers, heads, kv_heads):
     """Qwen's tensors by their Hugging Face names, from llama.cpp's by theirs; all [out, in], float32."""
     import numpy as np
 
-    embedding = move_rows(llama["token_embd.weight"], rows)
-    qwen = {"transformer.wte.weight": embedding, "lm_head.weight": embedding,
-            "transformer.ln_f.weight": llama["output_norm.weight"]}
+    embedding = move_rows(llama[_llama_name("embedding")], rows)
+    qwen = {f"{QWEN.name(role, 'hf')}.weight": embedding for role in ("embedding", "head")}
+    qwen[f"{QWEN.name('norm', 'hf')}.weight"] = llama[_llama_name("norm")]
     for layer in range(layers):
-        old, new = f"blk.{layer}.", f"transformer.h.{layer}."
-        query = undo_rotary_order(llama[f"{old}attn_q.weight"], heads)
-        key = undo_rotary_order(llama[f"{old}attn_k.weight"], kv_heads)
-        value = llama[f"{old}attn_v.weight"]
-        qkv = [query, *(repeat_heads(weight, kv_heads, heads) for weight in (key, value))]
-        qwen |= {
-            f"{new}ln_1.weight": llama[f"{old}attn_norm.weight"],
-            f"{new}attn.c_attn.weight": np.concatenate(qkv),
-            f"{new}attn.c_attn.bias": np.zeros(3 * len(query), query.dtype),
-            f"{new}attn.c_proj.weight": llama[f"{old}attn_output.weight"],
-            f"{new}ln_2.weight": llama[f"{old}ffn_norm.weight"],
-            f"{new}mlp.w1.weight": llama[f"{old}ffn_up.weight"],
-            f"{new}mlp.w2.weight": llama[f"{old}ffn_gate.weight"],
-            f"{new}mlp.c_proj.weight": llama[f"{old}ffn_down.weight"],
-        }
+        stacked = {}
+        for module in QWEN.layer:
+            weight = qwen_weight(module.role, llama[_llama_name(module.role, layer)], heads, kv_heads)
+            stacked.setdefault(QWEN.name(module.role, "hf", layer), []).append((module, weight))
+        for name, parts in stacked.items():
+            weights = [weight for _, weight in parts]
+            qwen[f"{name}.weight"] = weights[0] if len(weights) == 1 else np.concatenate(weights)
+            if parts[0][0].bias:
+                qwen[f"{name}.bias"] = np.zeros(len(qwen[f"{name}.weight"]), embedding.dtype)
     return {name: np.ascontiguousarray(tensor) for name, tensor in qwen.items()}
+
+
+def qwen_weight(role, weight, heads, kv_heads):
+    """A weight of Qwen from that of the same role in llama.cpp's Llama."""
+    if role in ("q", "k"):
+        weight = undo_rotary_order(weight, heads if role == "q" else kv_heads)
+    return repeat_heads(weight, kv_heads, heads) if role in ("k", "v") else weight
+
+
+def _llama_name(role, layer=None):
+    """llama.cpp's name of a weight: in a Llama q, k and v are apart, all others are called as in a Qwen."""
+    name = QWEN.name(role, "gguf", layer)
+    return (f"{QWEN.prefix('gguf', layer)}attn_{role}" if role in ("q", "k", "v") else name) + ".weight"
 
 
 def undo_rotary_order(weight, heads):

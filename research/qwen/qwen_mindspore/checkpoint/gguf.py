@@ -2,21 +2,12 @@
 import math
 from pathlib import Path
 
-from qwen_mindspore.checkpoint import files, names
+from qwen_mindspore.checkpoint.files import HUGGING_FACE, Checkpoint, check_tensors, checkpoint_files, read_config
+from qwen_mindspore.checkpoint.names import hf_shapes, ms_to_hf
 from qwen_mindspore.common.files import replacing
+from qwen_mindspore.families import QWEN, family_of
 
-# GGUF name, Hugging Face name. The gate is `w2`, as everywhere in Qwen.
-LAYER = (
-    ("attn_norm.weight", "ln_1.weight"),
-    ("attn_qkv.weight", "attn.c_attn.weight"),
-    ("attn_qkv.bias", "attn.c_attn.bias"),
-    ("attn_output.weight", "attn.c_proj.weight"),
-    ("ffn_norm.weight", "ln_2.weight"),
-    ("ffn_gate.weight", "mlp.w2.weight"),
-    ("ffn_up.weight", "mlp.w1.weight"),
-    ("ffn_down.weight", "mlp.c_proj.weight"),
-)
-EMBEDDING = "token_embd.weight"
+EMBEDDING = QWEN.name("embedding", "gguf") + ".weight"
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 
 
@@ -39,17 +30,18 @@ def write_gguf(folder, path, dtype="F32"):
     import gguf
 
     folder, path = Path(folder), Path(path)
-    config = files.read_config(folder / "config.json")
-    shapes = names.hf_shapes(config)
-    checkpoint = files.Checkpoint(
-        files.find_files(folder, ("model*.safetensors", "pytorch_model*.bin")))
-    files.check_tensors(checkpoint, names.ms_to_hf(config))
-    if shapes["transformer.h.0.attn.c_proj.weight"] != (config["hidden_size"],) * 2:
+    config = read_config(folder / "config.json")
+    if family_of(config) is not QWEN:  # llama.cpp keeps the rows of q and k of other families in another order
+        raise ValueError(f"{folder}: only {QWEN.model_type!r} can be written for llama.cpp")
+    shapes, sizes = hf_shapes(config), family_of(config).sizes(config)
+    checkpoint = Checkpoint(checkpoint_files(folder, HUGGING_FACE))
+    check_tensors(checkpoint, ms_to_hf(config))
+    if sizes.query != sizes.hidden:
         raise ValueError(f"{folder}: llama.cpp's qwen needs num_attention_heads * kv_channels = hidden_size")
 
     with replacing(path) as scratch:
-        writer = gguf.GGUFWriter(scratch, "qwen")
-        _add_settings(writer, config)
+        writer = gguf.GGUFWriter(scratch, QWEN.model_type)
+        _add_settings(writer, config, sizes)
         tensors = [(name, hf_name, _tensor_type(shapes[hf_name], gguf.GGMLQuantizationType[dtype]))
                    for name, hf_name in _pairs(config)]
         for name, hf_name, kind in tensors:
@@ -74,26 +66,27 @@ def gguf_bytes(path):
     return total, total - tensors[EMBEDDING]
 
 
-def _add_settings(writer, config):
+def _add_settings(writer, config, sizes):
+    keys = family_of(config).keys
     writer.add_context_length(max(config.get("max_position_embeddings") or 0, config["seq_length"]))
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(sizes.layers)
+    writer.add_embedding_length(sizes.hidden)
+    # llama.cpp's qwen counts both branches of the feed-forward, as Qwen's config does.
     writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_rope_freq_base(config["rotary_emb_base"])
-    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-    writer.add_layer_norm_rms_eps(config["layer_norm_epsilon"])
+    writer.add_head_count(sizes.heads)
+    writer.add_rope_freq_base(config[keys.theta])
+    writer.add_rope_dimension_count(sizes.head_size)
+    writer.add_layer_norm_rms_eps(config[keys.epsilon])
     writer.add_tokenizer_model("none")
-    writer.add_vocab_size(config["vocab_size"])
+    writer.add_vocab_size(sizes.vocab)
 
 
 def _pairs(config):
     """(GGUF name, Hugging Face name) of every tensor. llama.cpp wants a head even where it is the embedding."""
-    head = "transformer.wte.weight" if config.get("tie_word_embeddings") else "lm_head.weight"
-    layers = [(f"blk.{layer}.{name}", names.HF_LAYER.format(layer) + hf_name)
-              for layer in range(config["num_hidden_layers"]) for name, hf_name in LAYER]
-    return [(EMBEDDING, "transformer.wte.weight"), *layers, ("output_norm.weight", "transformer.ln_f.weight"),
-            ("output.weight", head)]
+    family = family_of(config)
+    pairs = {tensor.names["gguf"]: tensor.names["hf"] for tensor in family.tensors(config)}
+    head = family.head_name("hf", family.sizes(config).tied)
+    return list((pairs | {family.name("head", "gguf") + ".weight": head + ".weight"}).items())
 
 
 def _tensor_type(shape, dtype):

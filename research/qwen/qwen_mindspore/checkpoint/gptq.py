@@ -18,8 +18,10 @@ from dataclasses import replace
 import numpy as np
 
 from qwen_mindspore.checkpoint.formats import FLOATS, Stored
-from qwen_mindspore.checkpoint.names import EMBEDDING_NAME, MS_LAYER, Piece, Tensor, linears, ms_to_hf
+from qwen_mindspore.checkpoint.names import Piece, Tensor, linears, ms_to_hf
 from qwen_mindspore.checkpoint.packing import (
+    EMBEDDING,
+    HEAD,
     LAYERS,
     PACKED_TYPES,
     Quantization,
@@ -29,6 +31,7 @@ from qwen_mindspore.checkpoint.packing import (
     unpack,
 )
 from qwen_mindspore.common.files import read_json
+from qwen_mindspore.families import family_of
 
 # What a quantize_config.json has besides, and AutoGPTQ's defaults for it.
 OTHER_SETTINGS = {"damp_percent": 0.01, "static_groups": False, "true_sequential": True, "model_name_or_path": None}
@@ -108,7 +111,7 @@ class PackedCheckpoint:
         is_reordered = any(not np.array_equal(order, np.arange(len(order))) for order in self._orders.values())
         quantized = {part for parts, _, _ in self._linears.values() for part in parts}
         self._format = replace(quantization, desc_act=is_reordered,
-                               quantized=_patterns(quantized, config["num_hidden_layers"], every))
+                               quantized=_patterns(quantized, family_of(config), config["num_hidden_layers"], every))
         half = 2 ** (quantization.bits - 1)
         if quantization.sym and not all((self._zeros(name) == half).all() for name in self._linears):
             self._format = replace(self._format, sym=False)
@@ -251,7 +254,7 @@ class GptqCheckpoint:
         config: the dict of its config.json, with `quantization`.
 
     Attributes:
-        table: {Hugging Face name: name_map.Tensor}, what to write of it.
+        table: {Hugging Face name: names.Tensor}, what to write of it.
         settings: the quantize_config.json.
 
     Raises:
@@ -264,7 +267,7 @@ class GptqCheckpoint:
         self._is_v2 = config["quantization"].get("checkpoint_format") == "gptq_v2"
         self._packed = ms_to_hf(config)
         self.settings = _quantize_config(config["quantization"], self._quantization)
-        if self._quantization.covers(EMBEDDING_NAME):
+        if self._quantization.covers(EMBEDDING):
             raise ValueError(f"{self.place}: the embedding is quantized, for which AutoGPTQ has no format: "
                              "quantize the model again without it")
         self.table, self._made = {}, {}
@@ -365,17 +368,20 @@ def _quantize_config(settings, quantization):
     config = OTHER_SETTINGS | {key: value for key, value in settings.items() if key != "quantized"}
     config |= {key: getattr(quantization, key) for key in ("bits", "group_size", "desc_act", "sym")}
     config |= {"quant_method": "gptq", "model_file_base_name": "model"}
-    return config | ({"lm_head": True} if quantization.covers("lm_head") else {})
+    return config | ({"lm_head": True} if quantization.covers(HEAD) else {})
 
 
-def _patterns(names, layers, every):
+def _patterns(names, family, layers, every):
     """The shortest `quantized` that says these names."""
-    kinds = {part.removeprefix(MS_LAYER.format(0)) for parts, _, _ in every.values() for part in parts
-             if part.startswith(MS_LAYER.format(0))}
-    whole = {kind for kind in kinds if all(MS_LAYER.format(layer) + kind in names for layer in range(layers))}
-    others = sorted(name for name in names if name.split(".", 3)[-1] not in whole)
-    patterns = [LAYERS] if whole == kinds else sorted(MS_LAYER.format("*") + kind for kind in whole)
-    return (*patterns, *others)
+    def named(kind, layer):
+        return family.prefix("ms", layer) + kind
+
+    kinds = {part.removeprefix(named("", 0)) for parts, _, _ in every.values() for part in parts
+             if part.startswith(named("", 0))}
+    whole = {kind for kind in kinds if all(named(kind, layer) in names for layer in range(layers))}
+    covered = {named(kind, layer) for kind in whole for layer in range(layers)}
+    patterns = [LAYERS] if whole == kinds else sorted(named(kind, "*") for kind in whole)
+    return (*patterns, *sorted(names - covered))
 
 
 def _why(kind, shape, inputs, quantization):

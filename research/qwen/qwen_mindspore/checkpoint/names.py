@@ -1,45 +1,19 @@
-"""The names of Qwen's tensors: Hugging Face on one side, MindSpore on the other.
+"""What the tensors of one side are made of on the other: Hugging Face on one side, MindSpore on the other.
 
-The Hugging Face names are those of QWenLMHeadModel's state dict, the MindSpore names those of the published
-MindFormers Qwen checkpoints. Weights are [out, in] on both sides. `c_attn` stacks the rows of q, k and v.
+The names are those of `families`: Hugging Face's are those of the model's state dict, MindSpore's those of the
+published MindFormers checkpoints. Weights are [out, in] on both sides. Where several modules have one name on Hugging
+Face's side, as q, k and v have `c_attn` in Qwen, that tensor stacks their rows.
 
 Where the config has a `quantization`, a quantized linear has `weight`, `scales`, `zeros` and `order` on both sides, see
 `checkpoint.packing`; AutoGPTQ's own tensors become those, and those AutoGPTQ's, in `checkpoint.gptq`.
 """
-import re
+from collections import Counter
 from typing import NamedTuple
 
-from qwen_mindspore.checkpoint.packing import EMBEDDING as EMBEDDING_NAME
-from qwen_mindspore.checkpoint.packing import PACKED_TYPES, Quantization
+from qwen_mindspore.checkpoint.packing import EMBEDDING, PACKED_TYPES, Quantization
+from qwen_mindspore.families import family_of
 
-# MindSpore name, Hugging Face name, which third of its rows (None: all of them), shape on the MindSpore side.
-EMBEDDING = (
-    ("transformer.wte.embedding_weight", "transformer.wte.weight", None, ("vocab", "hidden")),
-)
-MS_LAYER, HF_LAYER = "transformer.layers.{}.", "transformer.h.{}."
-LAYER = (
-    ("attention_norm.weight", "ln_1.weight", None, ("hidden",)),
-    ("attention.wq.weight", "attn.c_attn.weight", 0, ("heads", "hidden")),
-    ("attention.wk.weight", "attn.c_attn.weight", 1, ("heads", "hidden")),
-    ("attention.wv.weight", "attn.c_attn.weight", 2, ("heads", "hidden")),
-    ("attention.wq.bias", "attn.c_attn.bias", 0, ("heads",)),
-    ("attention.wk.bias", "attn.c_attn.bias", 1, ("heads",)),
-    ("attention.wv.bias", "attn.c_attn.bias", 2, ("heads",)),
-    ("attention.wo.weight", "attn.c_proj.weight", None, ("hidden", "heads")),
-    ("ffn_norm.weight", "ln_2.weight", None, ("hidden",)),
-    ("feed_forward.w1.weight", "mlp.w1.weight", None, ("ffn", "hidden")),
-    ("feed_forward.w3.weight", "mlp.w2.weight", None, ("ffn", "hidden")),
-    ("feed_forward.w2.weight", "mlp.c_proj.weight", None, ("hidden", "ffn")),
-)
-FINAL_NORM = (
-    ("transformer.ln_f.weight", "transformer.ln_f.weight", None, ("hidden",)),
-)
-HEAD = (
-    ("lm_head.weight", "lm_head.weight", None, ("vocab", "hidden")),
-)
-
-# Buffers that some transformers versions saved: rotary frequencies and masks, which the model makes anew.
-HARMLESS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(bias|masked_bias|logn_tensor))$")
+__all__ = ["Piece", "Tensor", "hf_shapes", "hf_to_ms", "linear_name", "linears", "ms_shapes", "ms_to_hf"]
 
 
 class Piece(NamedTuple):
@@ -62,27 +36,28 @@ def hf_to_ms(config):
     """What MindSpore's tensors are made of.
 
     Args:
-        config: the dict of a Qwen config.json.
+        config: the dict of a config.json.
 
     Returns:
         {MindSpore name: Tensor made of pieces of Hugging Face tensors}, in the model's order.
 
     Raises:
-        ValueError: config.json lacks a size, a size is not a positive whole number, or `quantization` is wrong.
+        ValueError: config.json is of no known family, its sizes can't be, see `families`, or `quantization` is wrong.
     """
-    tensors = {}
-    for ms_name, hf_name, part, shape, dtype in _pairs(config):
-        first = (part or 0) * shape[0]
+    tensors, rows = {}, Counter()
+    for ms_name, hf_name, shape, dtype, is_shared in _pairs(config):
+        first = 0 if is_shared else rows[hf_name]
         tensors[ms_name] = Tensor(shape, (Piece(hf_name, first, first + shape[0]),), dtype)
+        rows[hf_name] += shape[0]
     return tensors
 
 
 def ms_to_hf(config):
     """What Hugging Face's tensors are made of: the inverse of `hf_to_ms`. q, k and v share the order of q."""
     tensors = {}
-    for ms_name, hf_name, part, shape, dtype in _pairs(config):
+    for ms_name, hf_name, shape, dtype, is_shared in _pairs(config):
         whole = tensors.get(hf_name, Tensor((0, *shape[1:]), (), dtype))
-        if part is None and whole.pieces:
+        if is_shared and whole.pieces:
             continue
         pieces = (*whole.pieces, Piece(ms_name, 0, shape[0]))
         tensors[hf_name] = Tensor((whole.shape[0] + shape[0], *shape[1:]), pieces, dtype)
@@ -104,7 +79,7 @@ def linears(config):
     unquantized = {key: value for key, value in config.items() if key != "quantization"}
     return {name.removesuffix(".weight"): (tuple(linear_name(piece.name) for piece in tensor.pieces), *tensor.shape)
             for name, tensor in ms_to_hf(unquantized).items()
-            if len(tensor.shape) == 2 and linear_name(tensor.pieces[0].name) != EMBEDDING_NAME}
+            if len(tensor.shape) == 2 and linear_name(tensor.pieces[0].name) != EMBEDDING}
 
 
 def linear_name(name):
@@ -113,47 +88,21 @@ def linear_name(name):
 
 
 def _pairs(config):
-    """The table for a whole model: (MindSpore name, Hugging Face name, part, shape in numbers, type if no float's)."""
+    """
+    (MindSpore name, Hugging Face name, shape, type if no float's, whether all of that Hugging Face name are one and the
+    same tensor, not stacked) of every tensor on MindSpore's side.
+    """
     quantization = Quantization.from_dict(config.get("quantization"))
-    for ms_name, hf_name, part, shape in _float_pairs(config):
+    for tensor in family_of(config).tensors(config):
+        ms_name, hf_name = tensor.names["ms"], tensor.names["hf"]
         name = linear_name(ms_name)
-        if quantization is None or len(shape) == 1 or not quantization.covers(name):
-            yield ms_name, hf_name, part, shape, None
+        if quantization is None or len(tensor.shape) == 1 or not quantization.covers(name):
+            yield ms_name, hf_name, tensor.shape, None, False
             continue
-        shapes = quantization.shapes(*shape)
-        if name == EMBEDDING_NAME:
+        shapes = quantization.shapes(*tensor.shape)
+        if name == EMBEDDING:
             shapes.pop("order", None)
-        for kind, packed_shape in shapes.items():
+        for kind, shape in shapes.items():
             packed_name = ms_name if kind == "weight" else f"{name}.{kind}"
-            yield (packed_name, f"{hf_name.removesuffix('.weight')}.{kind}", None if kind == "order" else part,
-                   packed_shape, PACKED_TYPES.get(kind))
-
-
-def _float_pairs(config):
-    """`_pairs` of an unquantized model, without the type."""
-    sizes = _sizes(config)
-    layers = [(MS_LAYER.format(layer) + ms_name, HF_LAYER.format(layer) + hf_name, part, shape)
-              for layer in range(_size(config, "num_hidden_layers"))
-              for ms_name, hf_name, part, shape in LAYER]
-    head = () if config.get("tie_word_embeddings") else HEAD
-    return [(ms_name, hf_name, part, tuple(sizes[size] for size in shape))
-            for ms_name, hf_name, part, shape in (*EMBEDDING, *layers, *FINAL_NORM, *head)]
-
-
-def _sizes(config):
-    hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    head_size = _size(config, "kv_channels") if "kv_channels" in config else hidden // heads
-    return {
-        "vocab": _size(config, "vocab_size"),
-        "hidden": hidden,
-        "heads": heads * head_size,
-        # Qwen's config counts both branches of the feed-forward.
-        "ffn": _size(config, "intermediate_size") // 2,
-    }
-
-
-def _size(config, key):
-    value = config.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"config.json: {key} is {value!r}, expected a positive whole number")
-    return value
+            yield (packed_name, f"{hf_name.removesuffix('.weight')}.{kind}", shape, PACKED_TYPES.get(kind),
+                   kind == "order")

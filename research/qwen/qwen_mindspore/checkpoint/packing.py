@@ -27,13 +27,17 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["EMBEDDING", "LAYERS", "PACKED_TYPES", "Quantization", "agreed_quantization", "dequantize",
+from qwen_mindspore.checkpoint.replace import repair
+from qwen_mindspore.families import FAMILIES, QWEN
+
+__all__ = ["EMBEDDING", "HEAD", "LAYERS", "PACKED_TYPES", "Quantization", "agreed_quantization", "dequantize",
            "find_quantization", "pack", "sort_by_group", "unpack"]
 
 BITS = (4, 8)
 METHODS = ("gptq", "rtn")
-LAYERS = "transformer.layers.*"
-EMBEDDING = "transformer.wte"
+# Names on MindSpore's side, which are the model's own, whatever its family.
+LAYERS = QWEN.prefix("ms", "*").removesuffix(".")
+EMBEDDING, HEAD = QWEN.name("embedding", "ms"), QWEN.name("head", "ms")
 
 # In files; the scales are floats.
 PACKED_TYPES = {"weight": "uint8", "zeros": "uint8", "order": "int32"}
@@ -222,18 +226,20 @@ def find_quantization(checkpoint):
         checkpoint (str): A folder, or a file beside which config.json lies.
 
     Returns:
-        dict, or None where there is no config.json of a Qwen, or it has none.
+        dict, or None where there is no config.json of a known family, or it has none.
 
     Raises:
         ValueError: config.json is no JSON, or see `Quantization`.
+        OSError: See `checkpoint.replace.repair`.
     """
     checkpoint = Path(checkpoint)
+    repair(checkpoint)
     path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.json"
     if not path.is_file():
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or config.get("model_type") != "qwen":
+        if not isinstance(config, dict) or config.get("model_type") not in FAMILIES:
             return None
         Quantization.from_dict(config.get("quantization"))
     except json.JSONDecodeError as error:

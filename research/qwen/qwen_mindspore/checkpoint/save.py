@@ -1,15 +1,10 @@
 """Writing a checkpoint, and the files that travel along, whole or not at all, a few rows at a time."""
-import contextlib
-import errno
 import functools
 import json
 import math
-import os
-import re
-import tempfile
-from pathlib import Path
 
 from qwen_mindspore.checkpoint.formats import ITEM_SIZE, Stored, write_ckpt, write_safetensors
+from qwen_mindspore.checkpoint.replace import OUR_FILES, repair, replacing_checkpoint, writes_one_file
 from qwen_mindspore.common.files import check_disk, to_json
 from qwen_mindspore.common.progress import progress_bar
 
@@ -17,7 +12,6 @@ __all__ = ["check_output", "save"]
 
 CHUNK_BYTES = 64 * 2**20
 SHARD_BYTES = 2 * 10**9
-OUR_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|param_name_map\.json")
 
 
 def save(checkpoint, tensors, output, sidecars, dtype=None, overwrite=False, layout="ms"):
@@ -25,7 +19,7 @@ def save(checkpoint, tensors, output, sidecars, dtype=None, overwrite=False, lay
 
     Args:
         checkpoint: the Checkpoint that is read.
-        tensors: {name: name_map.Tensor}, what is written and what it is made of.
+        tensors: {name: names.Tensor}, what is written and what it is made of.
         output: Path; one file if it ends in .ckpt or .safetensors, else a folder of shards.
         sidecars: {name: bytes}, written beside the file or into the folder.
         dtype: one of FLOATS, or None for the type each tensor is stored in; a quantized linear's tensors keep theirs.
@@ -39,7 +33,7 @@ def save(checkpoint, tensors, output, sidecars, dtype=None, overwrite=False, lay
         ValueError: the tensors cannot be written in this type, or `output` is being read.
         OSError: something is in the way, or the disk is full.
     """
-    one_file = output.suffix in (".ckpt", ".safetensors")
+    one_file = writes_one_file(output)
     folder = output.parent if one_file else output
     floats = {name for name, tensor in tensors.items() if tensor.dtype is None and not name.endswith(".scales")}
     stored = {name: Stored(tensor.shape, dtype if dtype and name in floats else _stored_dtype(checkpoint, tensor))
@@ -51,7 +45,8 @@ def save(checkpoint, tensors, output, sidecars, dtype=None, overwrite=False, lay
     check_disk(folder, _total(stored))
 
     files = {output.name: stored} if one_file else _shards(stored, layout)
-    with _all_or_nothing(folder, in_the_way) as scratch, progress_bar(_total(stored), output.name, unit="B", unit_scale=True) as bar:
+    with (replacing_checkpoint(output, in_the_way) as scratch,
+          progress_bar(_total(stored), output.name, unit="B", unit_scale=True) as bar):
         for name, content in sidecars.items():
             (scratch / name).write_bytes(content)
         if not one_file and (layout == "ms" or len(files) > 1):
@@ -102,8 +97,9 @@ def check_output(checkpoint, output, sidecars, overwrite):
     Returns:
         The files of an older checkpoint that will be replaced.
     """
-    one_file = output.suffix in (".ckpt", ".safetensors")
+    one_file = writes_one_file(output)
     folder = output.parent if one_file else output
+    repair(output, clean=True)
     in_the_way = _file_in_the_way(output) if one_file else _files_in_the_way(folder)
     sources = {file.resolve() for file in checkpoint.files}
     for file in in_the_way:
@@ -174,26 +170,3 @@ def _bytes_of(rows, dtype, name):
         raise ValueError(f"{name} has values up to {rows.abs().max():g}, beyond the range of {dtype}: "
                          "choose another --dtype")
     return cast.contiguous().flatten().view(torch.uint8).numpy().data
-
-
-@contextlib.contextmanager
-def _all_or_nothing(folder, in_the_way):
-    """A scratch folder whose files replace `in_the_way` in `folder` at the end; on any error they vanish."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
-            yield Path(scratch)
-            written = [folder / file.name for file in Path(scratch).iterdir()]
-            for file in written:
-                os.replace(Path(scratch, file.name), file)
-            for file in set(in_the_way) - set(written):
-                file.unlink()
-    except BaseException as error:
-        for place in made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, "the disk is full, nothing was written: "
-                                        "make room or choose another place", str(folder)) from error
-        raise

@@ -5,7 +5,8 @@ from pathlib import Path
 from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from qwen_mindspore.checkpoint.packing import EMBEDDING, Quantization
+from qwen_mindspore.checkpoint.packing import EMBEDDING, HEAD, Quantization
+from qwen_mindspore.families import QWEN, family_of
 
 __all__ = ["QwenConfig"]
 
@@ -92,7 +93,7 @@ class QwenConfig(LlamaConfig):
     Source: https://huggingface.co/Qwen/Qwen-7B/blob/main/configuration_qwen.py
     """
 
-    model_type = "qwen"
+    model_type = QWEN.model_type
     attribute_map = QWEN_NAMES
 
     def __init__(self, **kwargs):
@@ -111,7 +112,7 @@ class QwenConfig(LlamaConfig):
         self.kv_channels = self.kv_channels or _divide("hidden_size", self.hidden_size, "num_heads", self.num_heads)
         self.train_seq_length = self.train_seq_length or self.seq_length
         self.validate()
-        self.ffn_hidden_size = self.intermediate_size // 2
+        self.ffn_hidden_size = QWEN.ffn_width(self.intermediate_size)
 
     def validate(self):
         """Raises ValueError, naming the key, where sizes contradict each other."""
@@ -131,7 +132,7 @@ class QwenConfig(LlamaConfig):
         if not isinstance(self.use_cache_quantization, bool):
             raise ValueError(f"use_cache_quantization: expected true or false, found {self.use_cache_quantization!r}")
         quantization = Quantization.from_dict(self.quantization)
-        if quantization and self.tie_word_embeddings and any(map(quantization.covers, (EMBEDDING, "lm_head"))):
+        if quantization and self.tie_word_embeddings and any(map(quantization.covers, (EMBEDDING, HEAD))):
             raise ValueError("quantization: an embedding that is the head as well (tie_word_embeddings) can't be "
                              "quantized")
         if self.max_position_embedding < self.seq_length:
@@ -169,9 +170,7 @@ class QwenConfig(LlamaConfig):
             hf = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: not valid JSON: {error}") from None
-        if hf.get("model_type") != "qwen":
-            raise ValueError(f"{path}: model_type: expected 'qwen' (the first generation), "
-                             f"found {hf.get('model_type')!r}")
+        family_of(hf, path)
         if hf.get("quantization_config"):
             raise ValueError(f"{path}: quantization_config: this is AutoGPTQ's checkpoint: convert it with "
                              "convert/convert_weight.py first")

@@ -1,46 +1,18 @@
 """Loading a MindSpore checkpoint into a Qwen, with every weight accounted for."""
-from pathlib import Path
-
 import mindspore as ms
 import numpy as np
 from mindformers.tools.logger import logger
 from mindspore import Parameter, Tensor
 
-from qwen_mindspore.checkpoint.formats import FLOATS, READERS, Stored
+from qwen_mindspore.checkpoint.files import Checkpoint, checkpoint_files
+from qwen_mindspore.checkpoint.formats import FLOATS, Stored
 from qwen_mindspore.checkpoint.packing import PACKED_TYPES
+from qwen_mindspore.families import FAMILIES
 
 __all__ = ["checkpoint_files", "check_weights", "load_weights", "prepare_weights"]
 
 CHUNK_BYTES = 64 * 2**20
 ALIGNMENT = 64  # bytes: a cache line
-
-
-def checkpoint_files(path):
-    """
-    The files of a checkpoint: the file itself, or the `.safetensors` files, else the `.ckpt` files, of a folder.
-
-    Args:
-        path (str): A `.ckpt` or `.safetensors` file, or a folder, as `cli.convert.py` writes them.
-
-    Returns:
-        list[Path], sorted by name.
-
-    Raises:
-        FileNotFoundError: Nothing there.
-        ValueError: A file of another kind.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path}: no such file or folder")
-    if path.is_file():
-        if path.suffix not in (".ckpt", ".safetensors"):
-            raise ValueError(f"checkpoint {path}: expected a .ckpt or .safetensors file, or a folder of them")
-        return [path]
-    for suffix in (".safetensors", ".ckpt"):
-        files = sorted(path.glob(f"*{suffix}"))
-        if files:
-            return files
-    raise FileNotFoundError(f"checkpoint {path}: no .safetensors or .ckpt file in this folder")
 
 
 def check_weights(model, tensors, place="checkpoint"):
@@ -59,7 +31,7 @@ def check_weights(model, tensors, place="checkpoint"):
     missing = [name for name in expected if name not in tensors]
     if missing:
         hint = ""
-        if any(name.startswith("transformer.h.") for name in tensors):
+        if any(name.startswith(family.prefix("hf", 0)) for name in tensors for family in FAMILIES.values()):
             hint = "; these are Hugging Face names: convert it with convert/convert_weight.py first"
         raise ValueError(f"{place}: {len(missing)} of {len(expected)} weights are missing, the first is "
                          f"{missing[0]}{hint}")
@@ -79,27 +51,24 @@ def load_weights(model, path):
 
     Args:
         model (Cell): The model.
-        path (str): See `checkpoint_files`.
+        path (str): See `checkpoint.files.checkpoint_files`.
 
     Raises:
-        FileNotFoundError, ValueError: See `checkpoint_files` and `check_weights`; a file is damaged.
+        FileNotFoundError, ValueError: See `checkpoint_files`, `Checkpoint` and `check_weights`; a file is damaged.
     """
-    readers = {}
-    for file in checkpoint_files(path):
-        reader = READERS[file.suffix](file)
-        readers.update(dict.fromkeys(reader.tensors, reader))
-    check_weights(model, {name: reader.tensors[name] for name, reader in readers.items()}, f"checkpoint {path}")
+    checkpoint = Checkpoint(checkpoint_files(path))
+    check_weights(model, checkpoint.tensors, f"checkpoint {path}")
     weights = _weights(model)
     places = _one_array(weights) if model.kernels.dtype == ms.float32 else {}
     packed = set()
     for cell in _quantized(model):
         parts = cell.weight, cell.scales, cell.zeros
-        for part, array in zip(parts, cell.prepare(*(_rows(readers, part.name) for part in parts))):
+        for part, array in zip(parts, cell.prepare(*(_rows(checkpoint, part.name) for part in parts))):
             _set(part, array, places)
             packed.add(part.name)
     for name, parameter in weights.items():
         if name not in packed:
-            _copy(parameter, readers, places)
+            _copy(parameter, checkpoint, places)
     logger.info("Weights are loaded from %s.", path)
 
 
@@ -150,16 +119,16 @@ def _aligned(size):
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _copy(parameter, readers, places):
+def _copy(parameter, checkpoint, places):
     """Read an ordinary weight, a few rows at a time where it has a place."""
     name = parameter.name
     target = places.get(name)
     if target is None:
-        parameter.set_data(Tensor(_rows(readers, name), parameter.dtype))
+        parameter.set_data(Tensor(_rows(checkpoint, name), parameter.dtype))
         return
     step = max(1, CHUNK_BYTES // (target[0].size * 4))
     for row in range(0, len(target), step):
-        target[row:row + step] = _rows(readers, name, row, min(row + step, len(target)))
+        target[row:row + step] = _rows(checkpoint, name, row, min(row + step, len(target)))
     parameter.set_data(Tensor.from_numpy(target))
 
 
@@ -172,10 +141,9 @@ def _set(parameter, array, places):
     parameter.set_data(Tensor.from_numpy(target))
 
 
-def _rows(readers, name, first=0, last=None):
+def _rows(checkpoint, name, first=0, last=None):
     """Rows of a tensor as a numpy array, floats as float32."""
-    reader = readers[name]
-    rows = reader.read(name, first, reader.tensors[name].shape[0] if last is None else last)
+    rows = checkpoint.read(name, first, checkpoint.tensors[name].shape[0] if last is None else last)
     return rows.float().numpy() if rows.is_floating_point() else rows.numpy()
 
 
@@ -200,6 +168,7 @@ def _expected(model):
 
 
 def _hint(name):
-    if ".feed_forward." not in name:
+    wide = {f".{module.ms}." for family in FAMILIES.values() for module in family.layer if "ffn" in module.shape}
+    if not any(part in name for part in wide):
         return ""
     return " (QwenConfig's intermediate_size is twice the width of w1, LlamaConfig's is the width)"

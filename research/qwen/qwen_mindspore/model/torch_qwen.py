@@ -4,39 +4,42 @@ It computes as the reference code does (modeling_qwen.py of the released checkpo
 included), but takes the head of the last position only. Dynamic NTK and LogN are left out: within the length that a
 model was trained with they change nothing.
 """
-import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
+from qwen_mindspore.checkpoint.files import HUGGING_FACE, Checkpoint, checkpoint_files, read_config
+from qwen_mindspore.families import family_of
 
 
 class TorchQwen:
     """A Qwen on the CPU.
 
     Args:
-        config: the dict of a Hugging Face Qwen config.json.
+        config: the dict of a Hugging Face config.json.
         weights: {Hugging Face name: float32 tensor}; read only when they are needed, so a part may do.
     """
 
     def __init__(self, config, weights):
-        self.weights = weights
-        self.layers = config["num_hidden_layers"]
-        self.heads = config["num_attention_heads"]
-        self.epsilon = config["layer_norm_epsilon"]
-        head_size = config.get("kv_channels") or config["hidden_size"] // self.heads
-        self.frequencies = config["rotary_emb_base"] ** -(torch.arange(0, head_size, 2) / head_size)
-        self.head_name = "transformer.wte" if config.get("tie_word_embeddings") else "lm_head"
+        self.weights, self.family = weights, family_of(config)
+        self.sizes, keys = self.family.sizes(config), self.family.keys
+        self.layers = self.sizes.layers
+        self.epsilon = config[keys.epsilon]
+        head_size = self.sizes.head_size
+        self.frequencies = config[keys.theta] ** -(torch.arange(0, head_size, 2) / head_size)
+        self.head_name = self.family.head_name("hf", self.sizes.tied)
+        self._names = {(module.role, layer): self.family.name(module.role, "hf", layer)
+                       for layer in range(self.layers) for module in self.family.layer}
+        self._names |= {(module.role, None): module.hf for module in (*self.family.before, *self.family.after)}
 
     @classmethod
     def from_folder(cls, folder):
-        """Load a Hugging Face folder: config.json and safetensors."""
-        from safetensors.torch import load_file
-
-        weights = {}
-        for file in sorted(Path(folder).glob("*.safetensors")):
-            weights |= {name: tensor.float() for name, tensor in load_file(file).items()}
-        return cls(json.loads(Path(folder, "config.json").read_text(encoding="utf-8")), weights)
+        """Load a Hugging Face folder: config.json and the weights."""
+        checkpoint = Checkpoint(checkpoint_files(folder, HUGGING_FACE))
+        weights = {name: checkpoint.read(name, 0, stored.shape[0]).float()
+                   for name, stored in checkpoint.tensors.items() if stored.shape}
+        return cls(read_config(Path(folder, "config.json")), weights)
 
     @property
     def head(self):
@@ -56,14 +59,13 @@ class TorchQwen:
             Tensor [B, S or 1, vocab_size].
         """
         rotation = self.rotation(cache[0][0].shape[2] if cache else 0, ids.shape[1])
-        x = F.embedding(ids, self.weights["transformer.wte.weight"])
+        x = F.embedding(ids, self.weights[self.name("embedding") + ".weight"])
         for layer in range(self.layers):
-            prefix = f"transformer.h.{layer}."
-            y = self.norm(prefix + "ln_1", x)
-            x = x + self.linear(prefix + "attn.c_proj", self.attend(prefix, y, rotation, cache, layer))
-            y = self.norm(prefix + "ln_2", x)
-            x = x + self.linear(prefix + "mlp.c_proj", self.gate(prefix, y))
-        return self.linear(self.head_name, self.norm("transformer.ln_f", x[:, -1:] if last_only else x))
+            y = self.norm(self.name("attention_norm", layer), x)
+            x = x + self.linear(self.name("o", layer), self.attend(layer, y, rotation, cache))
+            y = self.norm(self.name("ffn_norm", layer), x)
+            x = x + self.linear(self.name("down", layer), self.gate(layer, y))
+        return self.linear(self.head_name, self.norm(self.name("norm"), x[:, -1:] if last_only else x))
 
     def greedy(self, prompts, new_tokens):
         """Yield the next id of each sequence, a list of B ints, `new_tokens` times; prompts [B][S] of one length."""
@@ -71,6 +73,10 @@ class TorchQwen:
         for _ in range(new_tokens):
             ids = self.logits(ids, cache, last_only=True)[:, -1].argmax(-1, keepdim=True)
             yield ids[:, 0].tolist()
+
+    def name(self, role, layer=None):
+        """The Hugging Face name of a module, see `families`."""
+        return self._names[role, layer]
 
     def rotation(self, first, count):
         """cos and sin [count, head size] of `count` positions from `first` on."""
@@ -85,21 +91,30 @@ class TorchQwen:
         """x @ weight.T + bias."""
         return F.linear(x, self.weights[name + ".weight"], self.weights.get(name + ".bias"))
 
-    def attend(self, prefix, x, rotation, cache, layer):
+    def attend(self, layer, x, rotation, cache):
         """What the heads give, [B, S, heads * head size], before it is projected."""
-        qkv = self.linear(prefix + "attn.c_attn", x)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, -1))
+        query, key, value = (part.unflatten(-1, (-1, self.sizes.head_size)).transpose(1, 2)
+                             for part in self.query_key_value(layer, x))
         query, key = _rotate(query, *rotation), _rotate(key, *rotation)
         if layer in cache:
             key, value = (torch.cat(pair, dim=2) for pair in zip(cache[layer], (key, value)))
         cache[layer] = key, value
         # The tokens of one call are a whole prompt or a single token, which sees all that is in the cache.
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1,
+                                             enable_gqa=self.sizes.kv_heads < self.sizes.heads)
         return out.transpose(1, 2).flatten(2)
 
-    def gate(self, prefix, x):
-        """w1(x) * silu(w2(x)), what the feed-forward gives before it is projected."""
-        return self.linear(prefix + "mlp.w1", x) * F.silu(self.linear(prefix + "mlp.w2", x))
+    def query_key_value(self, layer, x):
+        """q, k and v of x, be they one linear or several."""
+        widths = {"q": self.sizes.query, "k": self.sizes.kv, "v": self.sizes.kv}
+        linears = {}
+        for role, width in widths.items():
+            linears.setdefault(self.name(role, layer), []).append(width)
+        return [part for name, parts in linears.items() for part in self.linear(name, x).split(parts, -1)]
+
+    def gate(self, layer, x):
+        """up(x) * silu(gate(x)), what the feed-forward gives before it is projected."""
+        return self.linear(self.name("up", layer), x) * F.silu(self.linear(self.name("gate", layer), x))
 
 
 def _rotate(x, cos, sin):

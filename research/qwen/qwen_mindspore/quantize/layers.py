@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qwen_mindspore.checkpoint.files import Checkpoint, check_tensors, find_files, read_config
-from qwen_mindspore.checkpoint.names import HF_LAYER, Piece, hf_to_ms, linear_name, linears, ms_to_hf
-from qwen_mindspore.checkpoint.packing import EMBEDDING, pack
+from qwen_mindspore.checkpoint.files import ANY, Checkpoint, check_tensors, checkpoint_files, read_config
+from qwen_mindspore.checkpoint.names import Piece, hf_to_ms, linear_name, linears, ms_to_hf
+from qwen_mindspore.checkpoint.packing import EMBEDDING, HEAD, pack
+from qwen_mindspore.checkpoint.replace import repair
 from qwen_mindspore.common.progress import progress_bar
+from qwen_mindspore.families import family_of
 from qwen_mindspore.model.torch_qwen import TorchQwen
 from qwen_mindspore.quantize.quantizers import Levels, dequantize, gptq, round_to_nearest
 
-HEAD = "lm_head"
 BATCH_TOKENS = 8192  # that go through a layer at once
 STEPS = 4  # groups of linears of a layer that have the same inputs
 VERSION = 1  # of what a part file holds; layers of another version are not reused
@@ -38,18 +39,19 @@ class Source:
 
     def __init__(self, path):
         path = Path(path)
+        repair(path)
         if not path.exists():
             raise FileNotFoundError(f"--load_checkpoint {path}: no such file or folder")
         self.folder = path if path.is_dir() else path.parent
-        files = [path] if path.is_file() else find_files(
-            path, ("*.safetensors", "*.ckpt", "pytorch_model*.bin"))
+        files = checkpoint_files(path, ANY)
         self.config = read_config(self.folder / "config.json")
+        self.family = family_of(self.config)
         if self.config.get("quantization") or self.config.get("quantization_config"):
             raise ValueError(f"{path}: quantized already: name the checkpoint it was made of")
         self._checkpoint = Checkpoint(files)
         self.files, self.place = files, self._checkpoint.place
         self._by_hf_name, table = ms_to_hf(self.config), hf_to_ms(self.config)
-        if "transformer.wte.weight" in self._checkpoint.tensors:
+        if f"{self.family.name('embedding', 'hf')}.weight" in self._checkpoint.tensors:
             check_tensors(self._checkpoint, self._by_hf_name)
             self._pieces = {name: tensor.pieces[0] for name, tensor in table.items()}
         else:
@@ -69,7 +71,7 @@ class Source:
 
     def read_layer(self, layer):
         """{Hugging Face name: float32 tensor} of a layer."""
-        prefix = HF_LAYER.format(layer)
+        prefix = self.family.prefix("hf", layer)
         return {name: self.read_hf(name) for name in self._by_hf_name if name.startswith(prefix)}
 
 
@@ -124,10 +126,9 @@ class Run:
 
     def __init__(self, source, settings, folder, samples=None, damp=0.01):
         self.source, self.settings, self.folder, self.samples, self.damp = source, settings, folder, samples, damp
-        self.config = source.config
-        self.layers = self.config["num_hidden_layers"]
-        self.linears = linears(self.config)
+        self.config, self.linears = source.config, linears(source.config)
         self.model = TorchQwen(self.config, {})
+        self.layers = self.model.layers
         if samples is not None:
             size = max(1, BATCH_TOKENS // samples.shape[1])
             self.batches = [slice(first, min(first + size, len(samples))) for first in range(0, len(samples), size)]
@@ -152,8 +153,8 @@ class Run:
     def make_parts(self):
         """Quantize what is not there yet."""
         if self.settings.covers(EMBEDDING) and not self._part("embedding").exists():
-            weight = self.source.read_hf("transformer.wte.weight")
-            self._save_part("embedding", {"transformer.wte": self._round(weight)})
+            name = self.model.name("embedding")
+            self._save_part("embedding", {name: self._round(self.source.read_hf(f"{name}.weight"))})
         with torch.inference_mode(), self._progress() as bar:
             if self.samples is None:
                 self._round_layers(bar)
@@ -166,9 +167,10 @@ class Run:
         return round_to_nearest(weight, self.settings)
 
     def _round_layers(self, bar):
-        names = {f"layer-{layer:03}": [name for name in self.linears if name.startswith(HF_LAYER.format(layer))]
+        names = {f"layer-{layer:03}": [name for name in self.linears
+                                      if name.startswith(self.source.family.prefix("hf", layer))]
                  for layer in range(self.layers)}
-        names["head"] = [HEAD] if self.settings.covers(HEAD) else []
+        names["head"] = [self.model.name("head")] if self.settings.covers(HEAD) else []
         for part, linears_of_part in names.items():
             if linears_of_part and not self._part(part).exists():
                 self._save_part(part, {name: self._round(self.source.read_hf(f"{name}.weight"))
@@ -187,11 +189,11 @@ class Run:
             os.replace(result.path, self._hidden_path(layer + 1))
             hidden.path.unlink()
         if self.settings.covers(HEAD) and not self._part("head").exists():
-            self.model.weights = {name: self.source.read_hf(name)
-                                  for name in ("transformer.ln_f.weight", f"{HEAD}.weight")}
+            norm, head = self.model.name("norm"), self.model.name("head")
+            self.model.weights = {name: self.source.read_hf(name) for name in (f"{norm}.weight", f"{head}.weight")}
             hidden = self._hidden(self.layers)
             self._save_part("head", dict(self._calibrate(
-                [HEAD], lambda batch: self.model.norm("transformer.ln_f", hidden.read(batch)), bar)))
+                [head], lambda batch: self.model.norm(norm, hidden.read(batch)), bar)))
 
     def _first_layer(self):
         """The layer whose inputs are there, the embeddings if need be."""
@@ -206,35 +208,38 @@ class Run:
         return 0
 
     def _embedding(self):
-        weight = self.source.read_hf("transformer.wte.weight")
+        weight = self.source.read_hf(f"{self.model.name('embedding')}.weight")
         if self.settings.covers(EMBEDDING):
             return dequantize(self._round(weight), self.settings.group_size)
         return weight
 
     def _quantize_layer(self, layer, hidden, result, bar):
         """Yield (linear, Levels) of a layer, each calibrated with what the ones before it give when quantized."""
-        model, prefix = self.model, HF_LAYER.format(layer)
-        width = model.weights[prefix + "attn.c_proj.weight"].shape[1]
-        heads = Activations(self.folder / "heads.tmp", self.samples.shape[1], width)
+        model = self.model
+        heads = Activations(self.folder / "heads.tmp", self.samples.shape[1], model.sizes.query)
+        attention_norm, output, ffn_norm, down = (
+            model.name(role, layer) for role in ("attention_norm", "o", "ffn_norm", "down"))
 
         def attention_inputs(batch):
-            return model.norm(prefix + "ln_1", hidden.read(batch))
+            return model.norm(attention_norm, hidden.read(batch))
 
         def projection_inputs(batch):
-            return heads.write(batch, model.attend(prefix, attention_inputs(batch), self.rotation, {}, 0))
+            return heads.write(batch, model.attend(layer, attention_inputs(batch), self.rotation, {}))
 
         def feed_forward_inputs(batch):
-            attention = model.linear(prefix + "attn.c_proj", heads.read(batch))
-            return model.norm(prefix + "ln_2", result.write(batch, hidden.read(batch) + attention))
+            attention = model.linear(output, heads.read(batch))
+            return model.norm(ffn_norm, result.write(batch, hidden.read(batch) + attention))
 
         def down_inputs(batch):
-            return model.gate(prefix, model.norm(prefix + "ln_2", result.read(batch)))
+            return model.gate(layer, model.norm(ffn_norm, result.read(batch)))
 
-        for names, inputs in ((["attn.c_attn"], attention_inputs), (["attn.c_proj"], projection_inputs),
-                              (["mlp.w1", "mlp.w2"], feed_forward_inputs), (["mlp.c_proj"], down_inputs)):
-            yield from self._calibrate([prefix + name for name in names], inputs, bar)
+        for roles, inputs in ((("q", "k", "v"), attention_inputs), (("o",), projection_inputs),
+                              (("up", "gate"), feed_forward_inputs), (("down",), down_inputs)):
+            # Roles that are one linear in Hugging Face's model are quantized as one.
+            names = list(dict.fromkeys(model.name(role, layer) for role in roles))
+            yield from self._calibrate(names, inputs, bar)
         for batch in self.batches:
-            result.write(batch, result.read(batch) + model.linear(prefix + "mlp.c_proj", down_inputs(batch)))
+            result.write(batch, result.read(batch) + model.linear(down, down_inputs(batch)))
         heads.path.unlink()
 
     def _calibrate(self, names, inputs, bar):

@@ -9,12 +9,13 @@ import numpy as np
 
 from qwen_mindspore.checkpoint.convert import save_hf
 from qwen_mindspore.checkpoint.files import read_sidecars
+from qwen_mindspore.checkpoint.formats import ITEM_SIZE
 from qwen_mindspore.checkpoint.names import Piece, hf_to_ms, linears
-from qwen_mindspore.checkpoint.packing import EMBEDDING, LAYERS, Quantization
+from qwen_mindspore.checkpoint.packing import EMBEDDING, HEAD, LAYERS, Quantization
 from qwen_mindspore.checkpoint.save import check_output, save
 from qwen_mindspore.common.files import check_disk, read_json, to_json
 from qwen_mindspore.common.progress import say
-from qwen_mindspore.quantize.layers import HEAD, Run, Source, WithParts
+from qwen_mindspore.quantize.layers import Run, Source, WithParts
 from qwen_mindspore.text.files import encode_texts, read_texts
 
 __all__ = ["quantize"]
@@ -60,7 +61,7 @@ def quantize(args):
 
 def make_settings(args, source):
     """The Quantization that the options ask for; ValueError where the model can't have it."""
-    if source.config.get("tie_word_embeddings") and (args.quantize_head or args.quantize_embedding):
+    if source.family.sizes(source.config).tied and (args.quantize_head or args.quantize_embedding):
         raise ValueError("--quantize_head, --quantize_embedding: in this model the two are one, which stays as it is")
     quantized = [LAYERS] + [HEAD] * args.quantize_head + [EMBEDDING] * args.quantize_embedding
     return Quantization(args.bits, args.group_size, args.method, args.desc_act, args.sym, tuple(quantized))
@@ -115,14 +116,14 @@ def read_tokenizer(folder):
 
 def needed_bytes(source, config, samples):
     """What the disk must hold: the parts and the result, and for gptq the activations."""
-    sizes = {"uint8": 1, "int32": 4}
     packed = rest = 0
     for name, tensor in hf_to_ms(config).items():
         if tensor.dtype or name.endswith(".scales"):
-            packed += math.prod(tensor.shape) * sizes.get(tensor.dtype, 2)
+            packed += math.prod(tensor.shape) * ITEM_SIZE.get(tensor.dtype, 2)
         else:
             rest += source.tensors[name].nbytes
-    width = config["hidden_size"] * 2 + source.tensors["transformer.layers.0.attention.wo.weight"].shape[1]
+    sizes = source.family.sizes(config)
+    width = sizes.hidden * 2 + sizes.query
     return 2 * packed + rest + (0 if samples is None else samples.size * width * 4)
 
 
