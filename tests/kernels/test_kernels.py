@@ -14,8 +14,9 @@ import pytest
 from mindspore import Parameter, Tensor
 
 from qwen_mindspore.checkpoint.packing import Quantization, dequantize
+from qwen_mindspore.common.cpus import usable_cpus
 from qwen_mindspore.kernels import build_kernels, runnable_kernels
-from qwen_mindspore.kernels.cpu import build_library
+from qwen_mindspore.kernels.cpu import build_library, wanted_threads
 from qwen_mindspore.kernels.portable import PortableKernels
 from qwen_mindspore.kernels.weights import Kind, Weights, packed_kind
 from qwen_mindspore.model.config import QwenConfig
@@ -319,7 +320,7 @@ class Layers:
 
     def whole(self, x, rotation, ids):
         if self.table:
-            return self._done(self.kernels.layers_whole(x, self.table.place(refresh=True), rotation, ids))
+            return self._done(self.kernels.layers_whole(x, self.table.address(refresh=True), rotation, ids))
         for attention, feed_forward, _ in self.layers:
             x = self.kernels.layer_whole(x, attention, feed_forward, rotation, ids)
         return x
@@ -336,7 +337,7 @@ class Layers:
         return self._one_by_one(x, rotation, slots, self.kernels.decode_layout(tables, lengths), False)
 
     def _at_once(self, x, rotation, *inputs):
-        return self._done(self.kernels.layers(x, self.table.place(refresh=True), rotation, *inputs))
+        return self._done(self.kernels.layers(x, self.table.address(refresh=True), rotation, *inputs))
 
     def _one_by_one(self, x, rotation, slots, layout, prefill):
         for attention, feed_forward, caches in self.layers:
@@ -559,6 +560,20 @@ def test_without_a_compiler_the_portable_set_is_taken_unless_the_other_is_forced
     assert type(make_kernels("auto")) is PortableKernels
     with pytest.raises(ValueError, match="kernels cpu: no C.. compiler no-such-compiler: install"):
         make_kernels("cpu")
+
+
+@pytest.mark.parametrize("wanted", ["0", "-1", "many", "1.5"])
+def test_a_number_of_threads_that_can_not_be(monkeypatch, wanted):
+    monkeypatch.setenv("QWEN_NUM_THREADS", wanted)
+    with pytest.raises(ValueError, match=f"QWEN_NUM_THREADS: expected a positive number, found '{wanted}'"):
+        make_kernels("cpu")
+
+
+def test_there_is_a_thread_for_each_processor_that_may_be_used(monkeypatch):
+    monkeypatch.delenv("QWEN_NUM_THREADS", raising=False)
+    assert wanted_threads() == usable_cpus()
+    monkeypatch.setenv("QWEN_NUM_THREADS", "3")
+    assert wanted_threads() == 3
 
 
 def test_the_library_is_built_once_and_again_for_another_compiler(monkeypatch, tmp_path):

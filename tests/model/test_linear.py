@@ -18,8 +18,8 @@ from qwen_mindspore.checkpoint.convert import convert_weight
 from qwen_mindspore.checkpoint.packing import dequantize, pack
 from qwen_mindspore.generate.loop import QwenForCausalLM
 from qwen_mindspore.kernels import runnable_kernels
-from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.kernels.weights import Kind
+from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.model.linear import Embedding, Linear, QuantEmbedding, QuantLinear
 
 TOLERANCE = 1e-4

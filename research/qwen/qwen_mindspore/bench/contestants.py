@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen_mindspore.common.cpus import usable_cpus
 from qwen_mindspore.families import QWEN, family_of
 
 WARM_UP_TOKENS = 3
@@ -121,7 +122,7 @@ class Torch:
 
         from qwen_mindspore.model import torch_qwen
 
-        torch.set_num_threads(os.cpu_count())
+        torch.set_num_threads(usable_cpus())
         self.torch, self.model_class = torch, torch_qwen.TorchQwen
 
     def load(self, job):
@@ -161,7 +162,7 @@ class Transformers:
         import torch
         import transformers
 
-        torch.set_num_threads(os.cpu_count())
+        torch.set_num_threads(usable_cpus())
         self.torch, self.api = torch, transformers
 
     def load(self, job):
@@ -262,7 +263,7 @@ class LlamaCpp:
         params = self.api.llama_context_default_params()
         params.n_ctx, params.n_seq_max = batch * cells, batch
         params.n_batch = max(params.n_batch, batch * cells)
-        params.n_threads = params.n_threads_batch = os.cpu_count()
+        params.n_threads = params.n_threads_batch = usable_cpus()
         self.context, self.context_size = self.api.llama_init_from_model(self.model, params), (batch, cells)
 
     def _step(self, tokens, first):

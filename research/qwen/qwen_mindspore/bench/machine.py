@@ -11,7 +11,9 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-THREADS = os.cpu_count()
+from qwen_mindspore.common.cpus import usable_cpus
+
+THREADS = usable_cpus()
 BUFFER_BYTES = 2**30
 MATRIX = 1024
 ROUNDS = 7

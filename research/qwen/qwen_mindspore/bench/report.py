@@ -5,6 +5,7 @@ import platform
 import statistics
 from pathlib import Path
 
+from qwen_mindspore.common.cpus import usable_cpus
 from qwen_mindspore.common.plots import import_pyplot
 
 
@@ -100,7 +101,7 @@ def describe_machine():
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor() or platform.machine()
-    return {"cpu": cpu, "threads": os.cpu_count(), "system": platform.platform(), "python": platform.python_version(),
+    return {"cpu": cpu, "threads": usable_cpus(), "system": platform.platform(), "python": platform.python_version(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
 
 

@@ -146,8 +146,8 @@ class TokenLosses:
         Returns:
             np.ndarray, [B, predicted] float32.
         """
-        place = None if self.layer_table is None else self.layer_table.place(refresh=True)
-        hidden = self.hidden(*self._inputs(ids), place).asnumpy().reshape(*ids.shape, -1)
+        table = None if self.layer_table is None else self.layer_table.address(refresh=True)
+        hidden = self.hidden(*self._inputs(ids), table).asnumpy().reshape(*ids.shape, -1)
         hidden = hidden[:, -predicted - 1:-1].reshape(-1, hidden.shape[-1])
         targets = ids[:, -predicted:].reshape(-1)
         found = [self.loss(_tensor(hidden[row:row + self.rows]), _tensor(targets[row:row + self.rows])).asnumpy()
@@ -208,8 +208,8 @@ def _build_cells(model):
     if paged and model.kernels.jit_config:
         hidden.set_jit_config(model.kernels.jit_config)
     tables, slots = (tensor(ms.int32, None, None), tensor(ms.int32, None)) if paged else (None, None)
-    place = None if model.transformer.layer_table is None else tensor(ms.int64, 2)
-    hidden.set_inputs(tensor(ms.int32, None, None), tensor(ms.int32, None), tables, slots, place)
+    table = None if model.transformer.layer_table is None else tensor(ms.int64, 2)
+    hidden.set_inputs(tensor(ms.int32, None, None), tensor(ms.int32, None), tables, slots, table)
     loss.set_inputs(tensor(model.kernels.dtype, None, model.config.hidden_size), tensor(ms.int32, None))
     for cell in (hidden, loss):
         cell.set_train(False)

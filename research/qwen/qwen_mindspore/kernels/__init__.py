@@ -40,9 +40,9 @@ All layers at once, outside training:
     runs_at_once(layers)                    whether the set can, given (attention, feed_forward) of each layer
     layer_table(layers)                     where the weights and caches are, of (attention, feed_forward, caches) of
                                             each layer, see `LayerTable`
-    layers(x, place, rotation, slot_mapping, block_tables, lengths, queries)
-                                            the layers in order; place is that of the table. In decoding queries is None
-    layers_whole(x, place, rotation, input_ids)
+    layers(x, table, rotation, slot_mapping, block_tables, lengths, queries)
+                                            the layers in order; table is its address. In decoding queries is None
+    layers_whole(x, table, rotation, input_ids)
                                             the same on whole sequences
 
 And what belongs to them:

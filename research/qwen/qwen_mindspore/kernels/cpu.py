@@ -1,4 +1,5 @@
 """The kernel set of the CPU: C++ in `csrc/`, built with g++ on first use, called through `ops.Custom`."""
+import ctypes
 import hashlib
 import os
 import platform
@@ -11,12 +12,13 @@ from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType
 
 from qwen_mindspore.checkpoint.packing import Quantization, unpack
+from qwen_mindspore.common.cpus import usable_cpus
 from qwen_mindspore.common.files import cache_folder, replacing
 from qwen_mindspore.kernels.layer_table import LayerTable
 from qwen_mindspore.kernels.portable import PortableKernels
 from qwen_mindspore.kernels.weights import Kind
 
-__all__ = ["CpuKernels", "KernelsUnavailable", "build_library"]
+__all__ = ["CpuKernels", "KernelsUnavailable", "build_library", "wanted_threads"]
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC",
@@ -58,6 +60,21 @@ def build_library():
     return library
 
 
+def wanted_threads():
+    """
+    Threads of the kernels: QWEN_NUM_THREADS, or one for each processor that may be used.
+
+    Raises:
+        ValueError: QWEN_NUM_THREADS is no positive number.
+    """
+    wanted = os.environ.get("QWEN_NUM_THREADS")
+    if not wanted:
+        return usable_cpus()
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ValueError(f"QWEN_NUM_THREADS: expected a positive number, found {wanted!r}")
+    return int(wanted)
+
+
 def _cpu():
     """What -march=native depends on."""
     try:
@@ -86,8 +103,9 @@ class CpuKernels(PortableKernels):
         if problem:
             raise KernelsUnavailable(problem)
         library = build_library()
+        ctypes.CDLL(str(library)).QwenSetThreads(wanted_threads())
         self.portable = PortableKernels(config)
-        self.settings = Tensor([config.rms_norm_eps, config.block_size], ms.float32)
+        self.constants = Tensor([config.rms_norm_eps, config.block_size], ms.float32)
         self.norm_op = _custom_op(library, "QwenRmsNorm", 3)
         # Of a linear x, settings and the weight, and then of scales, zeros, an order and a bias what there is.
         self.linear_op = _custom_ops(library, "QwenLinear", range(3, 8))
@@ -98,7 +116,7 @@ class CpuKernels(PortableKernels):
         """See PortableKernels."""
         if self.training:
             return self.portable.rms_norm(x, weight, epsilon)
-        return self.norm_op(x, self.settings, weight)
+        return self.norm_op(x, self.constants, weight)
 
     def product(self, x, weights):
         """See PortableKernels."""
@@ -119,15 +137,15 @@ class CpuKernels(PortableKernels):
         """Whether one operation can take all layers, of (attention, feed_forward) each: by the addresses of weights."""
         return all(weights.is_plain for halves in layers for _, *linears in halves for weights in linears)
 
-    def layers(self, x, place, rotation, slot_mapping, block_tables, lengths, queries):
+    def layers(self, x, table, rotation, slot_mapping, block_tables, lengths, queries):
         """See the package."""
         sequences = (block_tables, lengths) if queries is None else (block_tables, lengths, queries)
-        inputs = (x, self.settings, place, *rotation, slot_mapping, *sequences)
+        inputs = (x, self.constants, table, *rotation, slot_mapping, *sequences)
         return self.layers_op[len(inputs)](*inputs)
 
-    def layers_whole(self, x, place, rotation, input_ids):
+    def layers_whole(self, x, table, rotation, input_ids):
         """See the package."""
-        return self.layers_whole_op(x, self.settings, place, *rotation, input_ids)
+        return self.layers_whole_op(x, self.constants, table, *rotation, input_ids)
 
     def layer_table(self, layers):
         """See LayerTable."""

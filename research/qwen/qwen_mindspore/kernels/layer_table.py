@@ -24,19 +24,19 @@ class LayerTable:
         self.layers = layers
         self.table = np.zeros((len(layers), FIELDS), np.int64)
         self.memory = {}  # address -> array: they keep what the table points to, whatever becomes of the parameters
-        self.where = None
+        self.found = None
 
-    def place(self, refresh):
+    def address(self, refresh):
         """
         Where the table is and how many layers it has, int64 [2], for the kernels' `layers` and `layers_whole`.
 
         Args:
             refresh (bool): Whether to look again where everything is. A parameter moves when it is loaded anew.
         """
-        if refresh or self.where is None:
+        if refresh or self.found is None:
             self._fill()
-            self.where = Tensor([self.table.ctypes.data, len(self.layers)], ms.int64)
-        return self.where
+            self.found = Tensor([self.table.ctypes.data, len(self.layers)], ms.int64)
+        return self.found
 
     def _fill(self):
         before, self.memory = self.memory, {}

@@ -102,7 +102,7 @@ class CausalLM(PreTrainedModel):
             return super().__call__(*inputs)
         if self.transformer.layer_table is not None:
             # The weights of a sequence do not change while it goes on: its cache is theirs.
-            inputs += self.transformer.layer_table.place(refresh=self.is_first_iteration),
+            inputs += self.transformer.layer_table.address(refresh=self.is_first_iteration),
         is_static = slot_mapping is not None and not (self.is_first_iteration or self.kernels.reads_whole_tables)
         sizes = tuple(None if x is None else x.shape if is_static else (None,) * x.ndim for x in inputs)
         key = self.phase, *sizes
@@ -117,7 +117,7 @@ class CausalLM(PreTrainedModel):
 
     def construct(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
                   prompt_lengths=None, q_seq_lens=None, layer_table=None):
-        """See the class. With the `place` of a LayerTable all layers are one operation: for kernels that have it."""
+        """See the class. With the `address` of a LayerTable all layers are one operation: for kernels that have it."""
         batch, length = ops.shape(input_ids)
         lengths = batch_valid_length
         if prompt_lengths is None:

@@ -34,24 +34,24 @@ struct Sequence {
 
 // Pointers to what `count` positions of a sequence hold of heads first .. last: into the cache, or, from one of 8 bits,
 // into `buffer` [count, last - first, D], where it stands in float32.
-void find_rows(const Half &half, const Sequence &sequence, const Rotation &r, int64_t position, int64_t count,
+void cache_rows(const CachePart &half, const Sequence &sequence, const Qkv &qkv, int64_t position, int64_t count,
                int64_t first, int64_t last, float *buffer, const float **rows) {
-  const int64_t width = r.heads * r.size, part = (last - first) * r.size;
+  const int64_t width = qkv.heads * qkv.size, part = (last - first) * qkv.size;
   for (int64_t j = 0; j < count; ++j) {
     const int64_t slot = sequence.slot(position + j);
     if (half.scales == nullptr) {
-      rows[j] = static_cast<const float *>(half.data) + slot * width + first * r.size;
+      rows[j] = static_cast<const float *>(half.data) + slot * width + first * qkv.size;
       continue;
     }
     float *row = buffer + j * part;
     rows[j] = row;
-    const uint8_t *levels = static_cast<const uint8_t *>(half.data) + slot * width + first * r.size;
-    const float *scales = half.scales + slot * 2 * r.heads;
-    for (int64_t h = first; h < last; ++h, row += r.size, levels += r.size) {
-      const float scale = scales[h], zero = scales[r.heads + h];
+    const uint8_t *levels = static_cast<const uint8_t *>(half.data) + slot * width + first * qkv.size;
+    const float *scales = half.scales + slot * 2 * qkv.heads;
+    for (int64_t h = first; h < last; ++h, row += qkv.size, levels += qkv.size) {
+      const float scale = scales[h], zero = scales[qkv.heads + h];
       int64_t d = 0;
-      for (; d + kLanes <= r.size; d += kLanes) store(row + d, (to_float(load_bytes(levels + d)) - zero) * scale);
-      for (; d < r.size; ++d) row[d] = (levels[d] - zero) * scale;
+      for (; d + kLanes <= qkv.size; d += kLanes) store(row + d, (to_float(load_bytes(levels + d)) - zero) * scale);
+      for (; d < qkv.size; ++d) row[d] = (levels[d] - zero) * scale;
     }
   }
 }
@@ -66,18 +66,18 @@ void rotate(const float *x, const float *cos, const float *sin, int64_t size, fl
 }
 
 // The key of token t, rotated, and its value.
-void key_value(const Rotation &r, int64_t t, float *key, float *value) {
-  const float *k = r.qkv + (3 * t + 1) * r.heads * r.size;
-  for (int64_t h = 0; h < r.heads; ++h) {
-    rotate(k + h * r.size, r.cos + t * r.size / 2, r.sin + t * r.size / 2, r.size, key + h * r.size);
+void key_value(const Qkv &qkv, int64_t t, float *key, float *value) {
+  const float *k = qkv.data + (3 * t + 1) * qkv.heads * qkv.size;
+  for (int64_t h = 0; h < qkv.heads; ++h) {
+    rotate(k + h * qkv.size, qkv.cos + t * qkv.size / 2, qkv.sin + t * qkv.size / 2, qkv.size, key + h * qkv.size);
   }
-  std::memcpy(value, k + r.heads * r.size, r.heads * r.size * sizeof(float));
+  std::memcpy(value, k + qkv.heads * qkv.size, qkv.heads * qkv.size * sizeof(float));
 }
 
 // The query of token t and head h, rotated.
-void query_of(const Rotation &r, int64_t t, int64_t h, float *out) {
-  rotate(r.qkv + (3 * t * r.heads + h) * r.size, r.query_cos + t * r.size / 2, r.query_sin + t * r.size / 2, r.size,
-         out);
+void query_of(const Qkv &qkv, int64_t t, int64_t h, float *out) {
+  const int64_t half = qkv.size / 2;
+  rotate(qkv.data + (3 * t * qkv.heads + h) * qkv.size, qkv.query_cos + t * half, qkv.query_sin + t * half, qkv.size, out);
 }
 
 // x = exp(x - top), in place; returns their sum.
@@ -150,10 +150,10 @@ void lane_product(const vec (*lanes)[V], int64_t n, int64_t columns, const Colum
 
 // Queries t .. t + count (up to V * kLanes) of head h, at positions start .. start + count, attend to all before them.
 template <int V>
-void attend_lanes(const Rotation &rotation, const Sequence &sequence, int64_t t, int64_t count, int64_t start,
+void attend_lanes(const Qkv &qkv, const Sequence &sequence, int64_t t, int64_t count, int64_t start,
                   int64_t h, float *out) {
   constexpr int64_t kWidth = V * kLanes;
-  const int64_t size = rotation.size, row_size = rotation.heads * size;
+  const int64_t size = qkv.size, row_size = qkv.heads * size;
   float *memory = Thread::scratch(2 * size * kWidth + size + 2 * kKeys * size);
   auto *query = reinterpret_cast<vec(*)[V]>(memory);  // [D], a query a lane
   auto *sums = query + size;                          // [D]
@@ -161,7 +161,7 @@ void attend_lanes(const Rotation &rotation, const Sequence &sequence, int64_t t,
   std::memset(memory, 0, 2 * size * kWidth * sizeof(float));
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
   for (int64_t lane = 0; lane < count; ++lane) {
-    query_of(rotation, t + lane, h, one);
+    query_of(qkv, t + lane, h, one);
     for (int64_t d = 0; d < size; ++d) memory[d * kWidth + lane] = one[d] * scale;
   }
   vec position[V], top[V], total[V] = {};
@@ -172,8 +172,8 @@ void attend_lanes(const Rotation &rotation, const Sequence &sequence, int64_t t,
   for (int64_t first = 0; first < start + count; first += kKeys) {
     const int64_t keys = std::min<int64_t>(kKeys, start + count - first);
     const float *key_rows[kKeys], *value_rows[kKeys];
-    find_rows(sequence.cache.keys, sequence, rotation, first, keys, h, h + 1, buffer, key_rows);
-    find_rows(sequence.cache.values, sequence, rotation, first, keys, h, h + 1, buffer + kKeys * size, value_rows);
+    cache_rows(sequence.cache.keys, sequence, qkv, first, keys, h, h + 1, buffer, key_rows);
+    cache_rows(sequence.cache.values, sequence, qkv, first, keys, h, h + 1, buffer + kKeys * size, value_rows);
     vec weights[kKeys][V] = {};
     for (int64_t j = 0; j < keys; j += kColumns) {
       lane_product<V>(query, size, std::min<int64_t>(kColumns, keys - j),
@@ -218,138 +218,138 @@ struct Queries {
 // What a lone query gets of kPart positions: of each head the highest score, the sum of the exponentials less that, and
 // the values' sum weighted by these, [D].
 struct Part {
-  Part(float *memory, const Rotation &r) : tops(memory), totals(tops + r.heads), sums(totals + r.heads) {}
-  static int64_t floats(const Rotation &r) { return r.heads * (r.size + 2); }
+  Part(float *memory, const Qkv &qkv) : tops(memory), totals(tops + qkv.heads), sums(totals + qkv.heads) {}
+  static int64_t floats(const Qkv &qkv) { return qkv.heads * (qkv.size + 2); }
   float *tops, *totals, *sums;
 };
 
 // The rows of a block of positions, taken kStreams at a time: body(head, first of them, how many, pointers to the head's
 // parts). While a head is at work, its part of the next rows is fetched.
 template <typename Body>
-void for_streams(const Half &half, const Sequence &sequence, const Rotation &r, int64_t position, int64_t count,
+void for_streams(const CachePart &half, const Sequence &sequence, const Qkv &qkv, int64_t position, int64_t count,
                  int64_t length, float *buffer, const Body &body) {
-  const int64_t bytes = r.size * (half.scales == nullptr ? sizeof(float) : 1);
+  const int64_t bytes = qkv.size * (half.scales == nullptr ? sizeof(float) : 1);
   const float *rows[kLanes];
-  find_rows(half, sequence, r, position, count, 0, r.heads, buffer, rows);
+  cache_rows(half, sequence, qkv, position, count, 0, qkv.heads, buffer, rows);
   for (int64_t j = 0; j < count; j += kStreams) {
     const int64_t some = std::min<int64_t>(kStreams, count - j);
     const char *ahead[kStreams];
     for (int i = 0; i < kStreams; ++i) {
       const int64_t next = std::min(position + j + kStreams + i, length - 1);
-      ahead[i] = static_cast<const char *>(half.data) + sequence.slot(next) * r.heads * bytes;
+      ahead[i] = static_cast<const char *>(half.data) + sequence.slot(next) * qkv.heads * bytes;
     }
-    for (int64_t h = 0; h < r.heads; ++h) {
+    for (int64_t h = 0; h < qkv.heads; ++h) {
       for (const char *&row : ahead) {
         for (int64_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(row + i, 0, 2);
         row += bytes;
       }
       body(h, j, some, rows + j);
-      for (int64_t i = j; i < j + some; ++i) rows[i] += r.size;
+      for (int64_t i = j; i < j + some; ++i) rows[i] += qkv.size;
     }
   }
 }
 
 // A lone query, `query` [H, D] at the last of `length` positions of its sequence, attends to positions first .. first +
 // kPart. memory [H * kLanes * kLanes + H * kPart + kLanes * H * D].
-void attend_part(const Rotation &r, const Sequence &sequence, const float *query, int64_t length, int64_t first,
+void attend_part(const Qkv &qkv, const Sequence &sequence, const float *query, int64_t length, int64_t first,
                  float *memory, const Part &part) {
   const int64_t count = std::min<int64_t>(kPart, length - first);
   vec(*sums)[kLanes] = reinterpret_cast<vec(*)[kLanes]>(memory);  // [H], of a position each
-  float *scores = memory + r.heads * kLanes * kLanes, *buffer = scores + r.heads * kPart;
+  float *scores = memory + qkv.heads * kLanes * kLanes, *buffer = scores + qkv.heads * kPart;
   for (int64_t p = 0; p < count; p += kLanes) {
     const int64_t found = std::min<int64_t>(kLanes, count - p);
     if (found < kLanes) std::fill(memory, scores, 0.0f);
-    for_streams(sequence.cache.keys, sequence, r, first + p, found, length, buffer,
+    for_streams(sequence.cache.keys, sequence, qkv, first + p, found, length, buffer,
                 [&](int64_t h, int64_t j, int64_t some, const float *const *keys) {
-      for (int64_t i = 0; i < some; ++i) sums[h][j + i] = products(query + h * r.size, keys[i], r.size);
+      for (int64_t i = 0; i < some; ++i) sums[h][j + i] = products(query + h * qkv.size, keys[i], qkv.size);
     });
-    for (int64_t h = 0; h < r.heads; ++h) {
+    for (int64_t h = 0; h < qkv.heads; ++h) {
       transpose(sums[h]);
       vec total{};
       for (const vec &of_lane : sums[h]) total += of_lane;
       store(scores + h * kPart + p, total);
     }
   }
-  for (int64_t h = 0; h < r.heads; ++h) {
+  for (int64_t h = 0; h < qkv.heads; ++h) {
     part.tops[h] = *std::max_element(scores + h * kPart, scores + h * kPart + count);
     part.totals[h] = exponents(scores + h * kPart, count, part.tops[h]);
   }
-  std::fill(part.sums, part.sums + r.heads * r.size, 0.0f);
+  std::fill(part.sums, part.sums + qkv.heads * qkv.size, 0.0f);
   for (int64_t p = 0; p < count; p += kLanes) {
-    for_streams(sequence.cache.values, sequence, r, first + p, std::min<int64_t>(kLanes, count - p), length, buffer,
+    for_streams(sequence.cache.values, sequence, qkv, first + p, std::min<int64_t>(kLanes, count - p), length, buffer,
                 [&](int64_t h, int64_t j, int64_t some, const float *const *values) {
-      weigh_values(scores + h * kPart + p + j, values, some, r.size, part.sums + h * r.size);
+      weigh_values(scores + h * kPart + p + j, values, some, qkv.size, part.sums + h * qkv.size);
     });
   }
 }
 
 // out [D] = head h of parts first .. last, joined.
 template <typename Parts>
-void join_parts(const Rotation &r, int64_t h, const Parts &part, int64_t first, int64_t last, float *out) {
+void join_parts(const Qkv &qkv, int64_t h, const Parts &part, int64_t first, int64_t last, float *out) {
   float top = part(first).tops[h], total = 0;
   for (int64_t i = first + 1; i < last; ++i) top = std::max(top, part(i).tops[h]);
-  std::fill(out, out + r.size, 0.0f);
+  std::fill(out, out + qkv.size, 0.0f);
   for (int64_t i = first; i < last; ++i) {
-    const float weight = std::exp(part(i).tops[h] - top), *sums = part(i).sums + h * r.size;
+    const float weight = std::exp(part(i).tops[h] - top), *sums = part(i).sums + h * qkv.size;
     total += weight * part(i).totals[h];
-    for (int64_t d = 0; d < r.size; ++d) out[d] += weight * sums[d];
+    for (int64_t d = 0; d < qkv.size; ++d) out[d] += weight * sums[d];
   }
-  for (int64_t d = 0; d < r.size; ++d) out[d] /= total;
+  for (int64_t d = 0; d < qkv.size; ++d) out[d] /= total;
 }
 
 // Runs of one query each.
-void attend_lone(const Rotation &r, const std::vector<Queries> &runs, float *out, Thread &thread) {
-  const int64_t width = r.heads * r.size;
+void attend_lone(const Qkv &qkv, const std::vector<Queries> &runs, float *out, Thread &thread) {
+  const int64_t width = qkv.heads * qkv.size;
   std::vector<int64_t> ends;  // of each run's parts, among all
   for (const Queries &run : runs) ends.push_back((ends.empty() ? 0 : ends.back()) + run.start / kPart + 1);
-  float *shared = thread.shared(ends.back() * Part::floats(r));
-  const auto part = [&](int64_t i) { return Part(shared + i * Part::floats(r), r); };
-  float *memory = Thread::scratch(r.heads * kLanes * kLanes + r.heads * kPart + (kLanes + 1) * width);
-  float *query = memory + r.heads * kLanes * kLanes + r.heads * kPart + kLanes * width;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(r.size));
+  float *shared = thread.shared(ends.back() * Part::floats(qkv));
+  const auto part = [&](int64_t i) { return Part(shared + i * Part::floats(qkv), qkv); };
+  float *memory = Thread::scratch(qkv.heads * kLanes * kLanes + qkv.heads * kPart + (kLanes + 1) * width);
+  float *query = memory + qkv.heads * kLanes * kLanes + qkv.heads * kPart + kLanes * width;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(qkv.size));
   size_t rotated = runs.size();  // whose query this is
   for (int64_t item; (item = thread.next_of_own(ends.back())) >= 0;) {
     const size_t i = std::upper_bound(ends.begin(), ends.end(), item) - ends.begin();
     const Queries &run = runs[i];
     if (rotated != i) {
-      for (int64_t h = 0; h < r.heads; ++h) query_of(r, run.t, h, query + h * r.size);
+      for (int64_t h = 0; h < qkv.heads; ++h) query_of(qkv, run.t, h, query + h * qkv.size);
       for (int64_t d = 0; d < width; ++d) query[d] *= scale;
       rotated = i;
     }
     const int64_t first = (item - (i ? ends[i - 1] : 0)) * kPart;
-    attend_part(r, run.sequence, query, run.start + 1, first, memory, part(item));
+    attend_part(qkv, run.sequence, query, run.start + 1, first, memory, part(item));
   }
   thread.barrier();
-  for (int64_t item; (item = thread.next_of_own(runs.size() * r.heads)) >= 0;) {
-    const int64_t i = item / r.heads, h = item % r.heads;
+  for (int64_t item; (item = thread.next_of_own(runs.size() * qkv.heads)) >= 0;) {
+    const int64_t i = item / qkv.heads, h = item % qkv.heads;
     const int64_t begin = i ? ends[i - 1] : 0;
-    join_parts(r, h, part, begin, ends[i], out + runs[i].t * width + h * r.size);
+    join_parts(qkv, h, part, begin, ends[i], out + runs[i].t * width + h * qkv.size);
   }
 }
 
 // Every query of every run, shared out among the threads of a region.
-void attend_many(const Rotation &rotation, const std::vector<Queries> &runs, float *out, Thread &thread) {
+void attend_many(const Qkv &qkv, const std::vector<Queries> &runs, float *out, Thread &thread) {
   int64_t item = thread.next_item(), passed = 0;
   for (const Queries &run : runs) {
     const int64_t tiles = (run.count + kQueries - 1) / kQueries;
-    for (; item < passed + tiles * rotation.heads; item = thread.next_item()) {
+    for (; item < passed + tiles * qkv.heads; item = thread.next_item()) {
       // Head by head, whose keys and values then stay in the core's cache.
       const int64_t i = item - passed, offset = i % tiles * kQueries, h = i / tiles;
       const int64_t count = std::min<int64_t>(kQueries, run.count - offset);
       const auto attend_some = count > kLanes ? attend_lanes<kQueryVecs> : attend_lanes<1>;
-      attend_some(rotation, run.sequence, run.t + offset, count, run.start + offset, h, out);
+      attend_some(qkv, run.sequence, run.t + offset, count, run.start + offset, h, out);
     }
-    passed += tiles * rotation.heads;
+    passed += tiles * qkv.heads;
   }
 }
 
 // x [count, stride], of which [count, size] are one head of one sequence's tokens, to the levels of their slots; all share
 // a scale and a zero, as the reference has it. Source: quantize_cache_v in modeling_qwen.py of the released checkpoints.
-void to_8_bits(const float *x, int64_t stride, int64_t count, const int32_t *slots, const Rotation &r, int64_t h,
-               const Half &half) {
+void to_8_bits(const float *x, int64_t stride, int64_t count, const int32_t *slots, const Qkv &qkv, int64_t h,
+               const CachePart &half) {
   float low = x[0], high = x[0];
   for (int64_t t = 0; t < count; ++t) {
-    for (int64_t d = 0; d < r.size; ++d) {
+    for (int64_t d = 0; d < qkv.size; ++d) {
       low = std::min(low, x[t * stride + d]);
       high = std::max(high, x[t * stride + d]);
     }
@@ -357,38 +357,38 @@ void to_8_bits(const float *x, int64_t stride, int64_t count, const int32_t *slo
   // What is all one number has no span: its level is 0, and its zero that number with the opposite sign.
   const float scale = high > low ? (high - low) / 255.0f : 1.0f, zero = -low / scale;
   for (int64_t t = 0; t < count; ++t) {
-    uint8_t *levels = static_cast<uint8_t *>(half.data) + (slots[t] * r.heads + h) * r.size;
-    float *scales = half.scales + slots[t] * 2 * r.heads + h;
+    uint8_t *levels = static_cast<uint8_t *>(half.data) + (slots[t] * qkv.heads + h) * qkv.size;
+    float *scales = half.scales + slots[t] * 2 * qkv.heads + h;
     scales[0] = scale;
-    scales[r.heads] = zero;
-    for (int64_t d = 0; d < r.size; ++d) {  // cut off, not rounded
+    scales[qkv.heads] = zero;
+    for (int64_t d = 0; d < qkv.size; ++d) {  // cut off, not rounded
       levels[d] = static_cast<uint8_t>(std::min(std::max(x[t * stride + d] / scale + zero, 0.0f), 255.0f));
     }
   }
 }
 
 // Rotated keys, and values, of all tokens to the cache.
-void write_cache(Thread &thread, const Rotation &r, const Cache &cache, const int32_t *slots, const int32_t *queries,
+void write_cache(Thread &thread, const Qkv &qkv, const Cache &cache, const int32_t *slots, const int32_t *queries,
                  int64_t sequences, int64_t tokens) {
-  const int64_t width = r.heads * r.size;
+  const int64_t width = qkv.heads * qkv.size;
   if (cache.keys.scales == nullptr) {
     float *keys = static_cast<float *>(cache.keys.data), *values = static_cast<float *>(cache.values.data);
     for (int64_t t = thread.index(); t < tokens; t += thread.count()) {
-      key_value(r, t, keys + slots[t] * width, values + slots[t] * width);
+      key_value(qkv, t, keys + slots[t] * width, values + slots[t] * width);
     }
     return thread.barrier();
   }
   float *rows = thread.shared(tokens * 2 * width);
   for (int64_t t = thread.index(); t < tokens; t += thread.count()) {
-    key_value(r, t, rows + 2 * t * width, rows + (2 * t + 1) * width);
+    key_value(qkv, t, rows + 2 * t * width, rows + (2 * t + 1) * width);
   }
   thread.barrier();
   int64_t t = 0;
   for (int64_t b = 0; b < sequences; t += queries[b++]) {
-    for (int64_t h = thread.index(); h < r.heads; h += thread.count()) {
-      const float *keys = rows + 2 * t * width + h * r.size;
-      to_8_bits(keys, 2 * width, queries[b], slots + t, r, h, cache.keys);
-      to_8_bits(keys + width, 2 * width, queries[b], slots + t, r, h, cache.values);
+    for (int64_t h = thread.index(); h < qkv.heads; h += thread.count()) {
+      const float *keys = rows + 2 * t * width + h * qkv.size;
+      to_8_bits(keys, 2 * width, queries[b], slots + t, qkv, h, cache.keys);
+      to_8_bits(keys + width, 2 * width, queries[b], slots + t, qkv, h, cache.values);
     }
   }
   thread.barrier();
@@ -396,16 +396,16 @@ void write_cache(Thread &thread, const Rotation &r, const Cache &cache, const in
 
 }  // namespace
 
-void attend(Thread &thread, const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
+void attend(Thread &thread, const Qkv &qkv, const Cache &cache, const int32_t *slots, const int32_t *lengths,
             const int32_t *queries, int64_t sequences, int64_t tokens, float *out) {
-  write_cache(thread, rotation, cache, slots, queries, sequences, tokens);
+  write_cache(thread, qkv, cache, slots, queries, sequences, tokens);
   std::vector<Queries> runs;
   for (int64_t b = 0, t = 0; b < sequences; t += queries[b++]) {
     const int32_t *table = cache.block_tables ? cache.block_tables + b * cache.table_width : nullptr;
     runs.push_back({{cache, table, t}, t, queries[b], lengths[b] - queries[b]});
   }
   const bool lone = std::all_of(runs.begin(), runs.end(), [](const Queries &run) { return run.count == 1; });
-  lone ? attend_lone(rotation, runs, out, thread) : attend_many(rotation, runs, out, thread);
+  lone ? attend_lone(qkv, runs, out, thread) : attend_many(qkv, runs, out, thread);
   thread.barrier();
 }
 

@@ -51,29 +51,29 @@ void linears(Thread &thread, const float *x, int64_t tokens, int64_t width, Norm
 void swiglu(Thread &thread, const float *x, int64_t tokens, int64_t width, Norm norm, Weights w1, Weights w3,
             float *out);
 
-// q, k and v of each token [tokens, 3, heads, size] and what to rotate them by, [tokens, size / 2] each.
-struct Rotation {
-  const float *qkv, *cos, *sin, *query_cos, *query_sin;
+// q, k and v of each token, data [tokens, 3, heads, size], and what to rotate them by, [tokens, size / 2] each.
+struct Qkv {
+  const float *data, *cos, *sin, *query_cos, *query_sin;
   int64_t heads, size;
 };
 
-// The keys, or the values: [slots, heads * size] in float32; or, with scales [slots, 2 * heads] (of each head, then the
+// The keys, or the values, of a cache: [slots, heads * size] in float32; or, with scales [slots, 2 * heads] (of each head, then the
 // zeros), levels in uint8, for scale * (level - zero).
-struct Half {
+struct CachePart {
   void *data;
   float *scales;
 };
 
 // A slot is a token position or, where there are block tables, a place in a block.
 struct Cache {
-  Half keys, values;
+  CachePart keys, values;
   const int32_t *block_tables;  // [sequences, table_width], or null
   int64_t table_width, block_size;
 };
 
 // Writes rotated keys, and values, of all tokens to the slots [tokens] of the cache; then the last
 // queries[b] of the lengths[b] tokens of each sequence attend. out [tokens, heads * size].
-void attend(Thread &thread, const Rotation &rotation, const Cache &cache, const int32_t *slots, const int32_t *lengths,
+void attend(Thread &thread, const Qkv &qkv, const Cache &cache, const int32_t *slots, const int32_t *lengths,
             const int32_t *queries, int64_t sequences, int64_t tokens, float *out);
 
 }  // namespace qwen

@@ -38,7 +38,7 @@ struct LayerWeights {
   Weights wq, wk, wv, wo;
   const float *ffn_norm;
   Weights w1, w2, w3;
-  Half keys, values;
+  CachePart keys, values;
 };
 static_assert(sizeof(LayerWeights) == 69 * 8, "FIELDS of layer_table.py");
 
@@ -53,25 +53,25 @@ class Layers {
     count_ = op.i64(2)[1];
     row_size_ = layers_->wq.outputs;
     const int64_t half = op.dim(3, 1);
-    rotation_ = {nullptr, op.f32(3), op.f32(4), op.f32(5), op.f32(6), row_size_ / (2 * half), 2 * half};
+    qkv_ = {nullptr, op.f32(3), op.f32(4), op.f32(5), op.f32(6), row_size_ / (2 * half), 2 * half};
   }
 
   int64_t tokens() const { return tokens_; }
   int64_t row_size() const { return row_size_; }
 
-  // Runs them, with attend(thread, layer, rotation, out) between the projections of each.
+  // Runs them, with attend(thread, layer, qkv, out) between the projections of each.
   template <typename Attend>
   void run(const Attend &attend) {
     const int64_t width = layers_->w1.outputs;
     float *qkv = between(0, tokens_ * 3 * row_size_), *attended = between(1, tokens_ * row_size_);
     float *inner = between(2, tokens_ * width), *out = op_.out();
-    rotation_.qkv = qkv;
+    qkv_.data = qkv;
     Pool::get().run([&](Thread &thread) {
       const float *x = op_.f32(0);
       for (const LayerWeights *layer = layers_; layer < layers_ + count_; ++layer) {
         linears(thread, x, tokens_, hidden_, {layer->attention_norm, epsilon_}, {layer->wq, layer->wk, layer->wv},
                 nullptr, qkv);
-        attend(thread, *layer, rotation_, attended);
+        attend(thread, *layer, qkv_, attended);
         linears(thread, attended, tokens_, row_size_, {}, {layer->wo}, x, out);
         swiglu(thread, out, tokens_, hidden_, {layer->ffn_norm, epsilon_}, layer->w1, layer->w3, inner);
         linears(thread, inner, tokens_, width, {}, {layer->w2}, out, out);
@@ -86,10 +86,13 @@ class Layers {
   const float epsilon_;
   const LayerWeights *layers_;
   int64_t count_, row_size_;
-  Rotation rotation_;
+  Qkv qkv_;
 };
 
 }  // namespace
+
+// How many threads share out the work: said once, before the first operator runs.
+extern "C" void QwenSetThreads(int threads) { Pool::wanted() = threads; }
 
 // x [T, hidden], settings, norm weight [hidden] -> [T, hidden]
 QWEN_OP(QwenRmsNorm, {
@@ -115,9 +118,9 @@ QWEN_OP(QwenLayers, {
   const int64_t batch = op.dim(tables, 0);
   const std::vector<int32_t> one_each(batch, 1);
   const int32_t *of_each = queries < op.inputs() ? op.i32(queries) : one_each.data();
-  layers.run([&](Thread &thread, const LayerWeights &layer, const Rotation &rotation, float *out) {
+  layers.run([&](Thread &thread, const LayerWeights &layer, const Qkv &qkv, float *out) {
     const Cache cache{layer.keys, layer.values, op.i32(tables), op.dim(tables, 1), static_cast<int64_t>(op.f32(1)[1])};
-    attend(thread, rotation, cache, op.i32(slots), op.i32(lengths), of_each, batch, layers.tokens(), out);
+    attend(thread, qkv, cache, op.i32(slots), op.i32(lengths), of_each, batch, layers.tokens(), out);
   });
 })
 QWEN_SHAPE(QwenLayers, {shapes[0][0], shapes[0][1]})
@@ -130,8 +133,8 @@ QWEN_OP(QwenLayersWhole, {
   std::vector<int32_t> slots(tokens);
   std::iota(slots.begin(), slots.end(), 0);
   const std::vector<int32_t> lengths(batch, tokens / batch);
-  layers.run([&](Thread &thread, const LayerWeights &, const Rotation &rotation, float *out) {
-    attend(thread, rotation, cache, slots.data(), lengths.data(), lengths.data(), batch, tokens, out);
+  layers.run([&](Thread &thread, const LayerWeights &, const Qkv &qkv, float *out) {
+    attend(thread, qkv, cache, slots.data(), lengths.data(), lengths.data(), batch, tokens, out);
   });
 })
 QWEN_SHAPE(QwenLayersWhole, {shapes[0][0], shapes[0][1]})

@@ -5,15 +5,14 @@
 #pragma once
 
 #if defined(__linux__)
-#include <sched.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
 #endif
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <cstdlib>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -23,16 +22,50 @@ namespace qwen {
 
 constexpr int kLineBytes = 64;  // of a cache line
 
-// Waits until done() is true: spinning, for that is soonest, but giving the core away where another program wants it.
-template <typename Done>
-void wait_until(const Done &done) {
-  for (int spins = 0; !done(); ++spins) {
-    if (spins >= 2000) std::this_thread::yield();
+// Tells the core that this is a loop that waits.
+inline void pause() {
 #if defined(__x86_64__)
-    __builtin_ia32_pause();
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");  // `yield` does nothing on most cores; this takes about as long as x86's pause
 #endif
-  }
 }
+
+// A number that threads wait for to change. They look at it for a while, for that is soonest, and then sleep: where other
+// programs want the cores, the thread that is waited for may not be running, and only a core that is given away lets it.
+class Signal {
+ public:
+  uint32_t now() const { return number_.load(std::memory_order_acquire); }
+
+  // Returns once the number is no longer `seen`, after `looks` looks asleep.
+  void wait(uint32_t seen, int looks) {
+    for (int look = 0; look < looks; ++look) {
+      if (now() != seen) return;
+      pause();
+    }
+    sleepers_.fetch_add(1);
+    while (number_.load() == seen) sleep(seen);
+    sleepers_.fetch_sub(1);
+  }
+
+  // Changes the number, and wakes who sleeps.
+  void change() {
+    number_.fetch_add(1);
+    if (sleepers_.load() != 0) wake();
+  }
+
+ private:
+#if defined(__linux__)
+  void sleep(uint32_t seen) { syscall(SYS_futex, &number_, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0); }
+  void wake() { syscall(SYS_futex, &number_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0); }
+#else
+  void sleep(uint32_t) { std::this_thread::yield(); }
+  void wake() {}
+#endif
+
+  std::atomic<uint32_t> number_{0};
+  std::atomic<int> sleepers_{0};
+};
 
 // Memory that grows and does not shrink, on a cache line's boundary: a vector that lies across two costs two reads.
 class Buffer {
@@ -84,7 +117,7 @@ class Thread {
 
 class Pool {
  public:
-  // One pool a process, with a thread for each core that the process may use, or QWEN_NUM_THREADS.
+  // One pool a process, with as many threads as `wanted` says.
   static Pool &get() {
     static Pool *pool = new Pool();  // never destroyed: its threads may outlive static destructors
     static pid_t owner = getpid();
@@ -95,20 +128,24 @@ class Pool {
     return *pool;
   }
 
+  // How many threads a pool gets that is not made yet.
+  static int &wanted() {
+    static int threads = 1;
+    return threads;
+  }
+
   // Runs a region: work on every thread, of which the first is the caller's. Returns when all are done. One at a time.
   void run(const std::function<void(Thread &)> &work) {
     std::lock_guard<std::mutex> one_region(region_);
     work_ = &work;
-    running_.store(size_ - 1, std::memory_order_relaxed);
+    running_.store(size_, std::memory_order_relaxed);
     restart();
-    {
-      std::lock_guard<std::mutex> lock(sleep_);
-      generation_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
+    const uint32_t unfinished = finished_.now();
+    begun_.change();
     Thread caller(*this, 0);
     work(caller);
-    wait_until([&] { return running_.load(std::memory_order_acquire) == 0; });
+    leave();
+    finished_.wait(unfinished, kLooks);
   }
 
  private:
@@ -118,32 +155,22 @@ class Pool {
     std::atomic<int64_t> next{0};
   };
 
-  Pool() : size_(std::max(1, wanted_threads())), stretches_(size_) {
+  Pool() : size_(std::max(1, wanted())), stretches_(size_) {
     for (int thread = 1; thread < size_; ++thread) std::thread(&Pool::serve, this, thread).detach();
-  }
-
-  static int wanted_threads() {
-    if (const char *wanted = std::getenv("QWEN_NUM_THREADS")) return std::atoi(wanted);
-#if defined(__linux__)
-    cpu_set_t cpus;
-    if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0) return CPU_COUNT(&cpus);
-#endif
-    return static_cast<int>(std::thread::hardware_concurrency());
   }
 
   void serve(int index) {
     Thread thread(*this, index);
-    for (unsigned seen = 0;; ++seen) {
-      const auto called = [&] { return generation_.load(std::memory_order_acquire) != seen; };
-      int looks = 0;
-      wait_until([&] { return called() || ++looks == kLooks; });
-      if (!called()) {
-        std::unique_lock<std::mutex> lock(sleep_);
-        wake_.wait(lock, called);
-      }
+    for (uint32_t seen = 0;; ++seen) {
+      begun_.wait(seen, kLooksBetween);
       (*work_)(thread);
-      running_.fetch_sub(1, std::memory_order_release);
+      leave();
     }
+  }
+
+  // The last thread to leave a region ends it.
+  void leave() {
+    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) finished_.change();
   }
 
   // Items are handed out from the first again.
@@ -152,28 +179,29 @@ class Pool {
     for (Stretch &stretch : stretches_) stretch.next.store(0, std::memory_order_relaxed);
   }
 
-  static constexpr int kLooks = 10000;  // about a quarter of a millisecond: longer than the gap between two operators
+  // Looks of some 50 ns. Threads that share out work finish within microseconds of each other, if all are running; from one
+  // operator to the next it is some tens.
+  static constexpr int kLooks = 400, kLooksBetween = 10000;
   const int size_;
   std::vector<Stretch> stretches_;
   Buffer shared_;
   const std::function<void(Thread &)> *work_ = nullptr;
-  std::mutex region_, sleep_;
-  std::condition_variable wake_;
-  std::atomic<unsigned> generation_{0};
-  std::atomic<int> running_{0}, arrived_{0}, round_{0};
+  std::mutex region_;
+  Signal begun_, finished_, round_;
+  std::atomic<int> running_{0}, arrived_{0};
   std::atomic<int64_t> next_item_{0};
 };
 
 inline int Thread::count() const { return pool_.size_; }
 
 inline void Thread::barrier() {
-  const int round = pool_.round_.load(std::memory_order_acquire);
+  const uint32_t round = pool_.round_.now();
   if (pool_.arrived_.fetch_add(1, std::memory_order_acq_rel) == pool_.size_ - 1) {
     pool_.arrived_.store(0, std::memory_order_relaxed);
     pool_.restart();
-    pool_.round_.fetch_add(1, std::memory_order_release);
+    pool_.round_.change();
   } else {
-    wait_until([&] { return pool_.round_.load(std::memory_order_acquire) != round; });
+    pool_.round_.wait(round, Pool::kLooks);
   }
 }
 

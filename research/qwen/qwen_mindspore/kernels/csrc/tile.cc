@@ -297,7 +297,7 @@ inline void dot_tokens(int64_t count, const Dot &dot) {
 
 // Rows first .. first + kRows of weights that are not packed; rows beyond the last repeat it.
 template <typename T>
-void find_rows(const Weights &weights, int64_t first, int64_t inputs, const T *(&rows)[kRows]) {
+void weight_rows(const Weights &weights, int64_t first, int64_t inputs, const T *(&rows)[kRows]) {
   const T *weight = static_cast<const T *>(weights.weight);
   for (int r = 0; r < kRows; ++r) rows[r] = weight + std::min(first + r, weights.outputs - 1) * inputs;
 }
@@ -329,7 +329,7 @@ template <Kind kKind>
 void compute_16(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count, Tile &out) {
   if (in.lanes == 0) {
     const uint16_t *rows[kRows];
-    find_rows(weights, first, in.inputs, rows);
+    weight_rows(weights, first, in.inputs, rows);
     return dot_tokens(count, [&](auto m) { dot_16<kKind, m()>(rows, in, out); });
   }
   const auto to_floats = [&](int64_t row, float *floats) {
@@ -340,7 +340,7 @@ void compute_16(const Weights &weights, int64_t first, const Input &in, int64_t 
 
 void compute_float(const Weights &weights, int64_t first, const Input &in, int64_t start, int64_t count, Tile &out) {
   const float *rows[kRows];
-  find_rows(weights, first, in.inputs, rows);
+  weight_rows(weights, first, in.inputs, rows);
   if (in.lanes == 0) return dot_tokens(count, [&](auto m) { dot_tile<m()>(rows, in, out); });
   lane_tile_of<kTileVecs>(rows, in.x + start * in.inputs, in, kRows * in.inputs, count, out);
 }
