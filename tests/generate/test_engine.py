@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from helpers import TINY
-from qwen_mindspore.generate.engine import BlockPool, Engine, Output, Request
+from qwen_mindspore.generate.blocks import BlockPool
+from qwen_mindspore.generate.engine import Engine, Output, Request
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.kernels import runnable_kernels
 
@@ -385,22 +386,6 @@ def test_blocks_that_are_kept_give_way_the_least_recently_used_first(model):
         run(engine, [Request(prompts[i], settings(1), id=0)])
         reused.append(engine.stats().reused_tokens - before)
     assert reused[:2] == [40, 40] and reused[2] < 40
-
-
-def test_a_pool_hands_blocks_out_and_takes_them_back():
-    pool = BlockPool(3)
-    blocks = [pool.take() for _ in range(3)]
-    assert sorted(blocks) == [0, 1, 2] and pool.free == 0
-    pool.publish(blocks[0], "a")
-    pool.publish(blocks[1], "a")
-    assert pool.published == {"a": blocks[0]}, "one block of a content is enough"
-    pool.share([blocks[0]])
-    pool.release(blocks)
-    assert pool.free == 2 and not pool.kept
-    pool.release(blocks[:1])
-    assert pool.free == 3 and list(pool.kept) == blocks[:1]
-    assert [pool.take() for _ in range(2)] == [blocks[1], blocks[2]] and "a" in pool.published
-    assert pool.take() == blocks[0] and not pool.published, "a kept block is taken last, and forgotten"
 
 
 # What may go wrong

@@ -17,7 +17,7 @@ Source: Yu et al., Orca (OSDI 2022), iteration-level scheduling; Kwon et al., Pa
 import hashlib
 import itertools
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,10 +25,11 @@ from typing import NamedTuple
 import numpy as np
 from mindformers.tools.logger import logger
 
+from qwen_mindspore.generate.blocks import BlockPool
 from qwen_mindspore.generate.sampling import check_prompt, penalize, sample
 from qwen_mindspore.generate.settings import GenerationSettings
 
-__all__ = ["BlockPool", "Engine", "Output", "Request", "Stats"]
+__all__ = ["Engine", "Output", "Request", "Stats"]
 
 
 @dataclass
@@ -79,75 +80,6 @@ class Stats(NamedTuple):
     computed_tokens: int  # of prompts, so far
     reused_tokens: int  # of prompts, that were there already
     evictions: int  # requests that had to give their blocks up
-
-
-class BlockPool:
-    """
-    The blocks of a paged cache: who has how many of them, and what the full ones hold.
-
-    A block is held by one sequence or, once its content is published, by several; a published block that nobody holds
-    is kept until its room is needed, the least recently held one least long.
-
-    Args:
-        count (int): Number of blocks; they are called 0 to count - 1.
-    """
-
-    def __init__(self, count):
-        self.count = count
-        self.holders = [0] * count
-        self.empty = list(range(count - 1, -1, -1))
-        self.kept = OrderedDict()  # published blocks that nobody holds, least recently held first
-        self.published = {}  # digest -> block
-        self.digests = {}  # block -> digest
-
-    @property
-    def free(self):
-        """How many blocks nobody holds."""
-        return len(self.empty) + len(self.kept)
-
-    def take(self):
-        """A block to write to; there must be a free one."""
-        if not self.empty:
-            self.withdraw(next(iter(self.kept)))
-        block = self.empty.pop()
-        self.holders[block] = 1
-        return block
-
-    def publish(self, block, digest):
-        """Let others hold a block of this content, too, unless there is another such block."""
-        if digest not in self.published:
-            self.published[digest], self.digests[block] = block, digest
-
-    def withdraw(self, block):
-        """Forget what a block holds."""
-        digest = self.digests.pop(block, None)
-        if digest is not None:
-            del self.published[digest]
-            if block in self.kept:
-                del self.kept[block]
-                self.empty.append(block)
-
-    def withdraw_all(self):
-        """Forget what all blocks hold."""
-        for block in list(self.digests):
-            self.withdraw(block)
-
-    def share(self, blocks):
-        """Hold published blocks."""
-        for block in blocks:
-            self.kept.pop(block, None)
-            self.holders[block] += 1
-
-    def release(self, blocks):
-        """Hold the blocks of a sequence no longer."""
-        # Blocks further behind are of no use without those before them: they go first.
-        for block in reversed(blocks):
-            self.holders[block] -= 1
-            if self.holders[block] == 0:
-                if block in self.digests:
-                    self.kept[block] = None
-                else:
-                    self.empty.append(block)
 
 
 class _Sequence:

@@ -1,0 +1,73 @@
+"""The blocks of a paged key/value cache: who holds which of them, and what is shared."""
+from collections import OrderedDict
+
+__all__ = ["BlockPool"]
+
+
+class BlockPool:
+    """
+    The blocks of a paged cache: who has how many of them, and what the full ones hold.
+
+    A block is held by one sequence or, once its content is published, by several; a published block that nobody holds
+    is kept until its room is needed, the least recently held one least long.
+
+    Args:
+        count (int): Number of blocks; they are called 0 to count - 1.
+    """
+
+    def __init__(self, count):
+        self.count = count
+        self.holders = [0] * count
+        self.empty = list(range(count - 1, -1, -1))
+        self.kept = OrderedDict()  # published blocks that nobody holds, least recently held first
+        self.published = {}  # digest -> block
+        self.digests = {}  # block -> digest
+
+    @property
+    def free(self):
+        """How many blocks nobody holds."""
+        return len(self.empty) + len(self.kept)
+
+    def take(self):
+        """A block to write to; there must be a free one."""
+        if not self.empty:
+            self.withdraw(next(iter(self.kept)))
+        block = self.empty.pop()
+        self.holders[block] = 1
+        return block
+
+    def publish(self, block, digest):
+        """Let others hold a block of this content, too, unless there is another such block."""
+        if digest not in self.published:
+            self.published[digest], self.digests[block] = block, digest
+
+    def withdraw(self, block):
+        """Forget what a block holds."""
+        digest = self.digests.pop(block, None)
+        if digest is not None:
+            del self.published[digest]
+            if block in self.kept:
+                del self.kept[block]
+                self.empty.append(block)
+
+    def withdraw_all(self):
+        """Forget what all blocks hold."""
+        for block in list(self.digests):
+            self.withdraw(block)
+
+    def share(self, blocks):
+        """Hold published blocks."""
+        for block in blocks:
+            self.kept.pop(block, None)
+            self.holders[block] += 1
+
+    def release(self, blocks):
+        """Hold the blocks of a sequence no longer."""
+        # Blocks further behind are of no use without those before them: they go first.
+        for block in reversed(blocks):
+            self.holders[block] -= 1
+            if self.holders[block] == 0:
+                if block in self.digests:
+                    self.kept[block] = None
+                else:
+                    self.empty.append(block)
