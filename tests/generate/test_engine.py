@@ -34,8 +34,8 @@ def settings(new_tokens=8, **others):
 def alone(model, prompt, settings):
     """The answer of `generate`, which knows no stop words of several ids."""
     out = model.generate(list(prompt), max_new_tokens=settings.max_new_tokens, do_sample=settings.do_sample,
-                         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, seed=settings.seed,
-                         repetition_penalty=settings.repetition_penalty, eos_token_id=[])
+                         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p,
+                         seed=settings.seed, repetition_penalty=settings.repetition_penalty, eos_token_id=[])
     return out[0][len(prompt):].tolist()
 
 
@@ -459,7 +459,7 @@ def test_logits_that_are_not_finite_end_their_request_alone(model, monkeypatch, 
     monkeypatch.setattr(model, "decode", spoil)
     outputs = engine.step()
     assert [output.finish_reason for output in outputs] == ["error", None]
-    assert isinstance(outputs[0].error, FloatingPointError)
+    assert isinstance(outputs[0].error, FloatingPointError) and "request 0: the logits" in str(outputs[0].error)
     answers.take(outputs)
     while engine.has_work:
         answers.take(engine.step())

@@ -3,8 +3,8 @@ The engine: answers many requests at once, over one model and its paged key/valu
 
 A request waits until there is a place and blocks for its prompt. Its prompt is computed between two decode steps, in
 pieces of a bounded size, without what another request has computed already: blocks are known by their content and kept
-until their room is needed. Then it has a row in each decode step, and a block more whenever it has filled its last. When
-blocks run out, the youngest request gives its own up and is computed again later.
+until their room is needed. Then it has a row in each decode step, and a block more whenever it has filled its last.
+When blocks run out, the youngest request gives its own up and is computed again later.
 
     engine = Engine(model)
     engine.add(Request(prompt_ids, GenerationSettings(max_new_tokens=100)))
@@ -26,7 +26,7 @@ import numpy as np
 from mindformers.tools.logger import logger
 
 from qwen_mindspore.generate.blocks import BlockPool
-from qwen_mindspore.generate.sampling import check_prompt, penalize, sample
+from qwen_mindspore.generate.sampling import check_prompt, next_token, penalize
 from qwen_mindspore.generate.settings import GenerationSettings
 
 __all__ = ["Engine", "Output", "Request", "Stats"]
@@ -110,14 +110,11 @@ class _Sequence:
         return self.chain[index + 1]
 
     def choose(self, logits):
-        """The next token by its logits [vocab_size], which are altered."""
+        """The next token by its logits [vocab_size], which are altered. FloatingPointError if they are not finite."""
         settings = self.settings
         if settings.repetition_penalty != 1.0:
             penalize(logits, self.ids[:self.length], settings.repetition_penalty)
-        token = sample(logits, settings, self.uniform()) if settings.do_sample else int(logits.argmax())
-        if not np.isfinite(logits[token]):
-            raise FloatingPointError("the logits are not finite")
-        return token
+        return next_token(logits, settings, self.uniform, f"request {self.id!r}")
 
     def append(self, token):
         """Add a token; the Output that says so."""
@@ -191,8 +188,8 @@ class Engine:
             The request's id.
 
         Raises:
-            ValueError: An id that is in use, an empty prompt, one with ids outside the vocabulary, or one that leaves no
-                room for an answer.
+            ValueError: An id that is in use, an empty prompt, one with ids outside the vocabulary, or one that leaves
+                no room for an answer.
         """
         prompt = np.asarray(request.prompt)
         if prompt.ndim != 1 or prompt.size and prompt.dtype.kind not in "iu":
