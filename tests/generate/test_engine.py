@@ -3,6 +3,8 @@ The engine: answers are those of each request alone, whatever else goes on; bloc
 what requests share is computed once.
 """
 import json
+import subprocess
+import sys
 import threading
 from collections import Counter
 
@@ -515,3 +517,44 @@ def test_the_steps_may_run_in_a_thread_of_their_own(model):
     thread.start()
     thread.join()
     assert result[0].tokens[0] == GREEDY["greedy"][0]
+
+
+TWO_MODELS = """
+import sys, threading
+import numpy as np
+from qwen_mindspore.generate.engine import Engine, Request
+from qwen_mindspore.generate.loop import QwenForCausalLM
+from qwen_mindspore.generate.settings import GenerationSettings
+from qwen_mindspore.model.config import QwenConfig
+
+checkpoint, folder, kernels = sys.argv[1:]
+config = QwenConfig.from_hf_config(folder, checkpoint_name_or_path=checkpoint, use_past=True, kernels=kernels)
+engines = [Engine(QwenForCausalLM(config)) for _ in range(2)]
+answers = [[], []]
+
+def work(number):
+    for i in range(12):
+        engines[number].add(Request([number + 1] * (i + 1), GenerationSettings(max_new_tokens=30), id=i))
+        while engines[number].has_work:
+            answers[number] += [output.token for output in engines[number].step()]
+
+def run_both():
+    threads = [threading.Thread(target=work, args=[number]) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+run_both()
+together, answers = answers, [[], []]
+work(0), work(1)
+print(together == answers and len(answers[0]) == len(answers[1]) == 360)
+"""
+
+
+@pytest.mark.parametrize("kernels", runnable_kernels())
+def test_two_models_may_be_stepped_from_two_threads(tiny_checkpoint, kernels):
+    """In a process of its own, which can be ended if it hangs."""
+    result = subprocess.run([sys.executable, "-c", TWO_MODELS, str(tiny_checkpoint), str(TINY), kernels],
+                            capture_output=True, encoding="utf-8", timeout=240, check=False)
+    assert result.stdout.splitlines()[-1:] == ["True"], result.stderr

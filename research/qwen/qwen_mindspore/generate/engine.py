@@ -141,7 +141,8 @@ class Engine:
     Continues many prompts at once.
 
     `step` is one bounded piece of work. It belongs to one thread at a time, while `add`, `cancel`, `has_work` and
-    `stats` may be called from any thread, also during a step.
+    `stats` may be called from any thread, also during a step. Engines of several models may step in a thread each; one
+    of them computes at a time, see `CausalLM.__call__`.
 
     The engine fills the model's key/value cache. Where something else has done so since the last step, as the model's
     own `generate` or another engine does, it computes what it needs anew: answers stay right, but take longer.
