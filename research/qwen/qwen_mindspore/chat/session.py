@@ -32,8 +32,8 @@ class Question(str):
     """What is to be asked now."""
 
 
-class Answer(NamedTuple):
-    """How the last answer came about."""
+class Timing(NamedTuple):
+    """How long the last answer took."""
 
     tokens: int
     seconds: float  # from the question to the last token
@@ -101,6 +101,7 @@ class Session:
 
         Raises:
             ValueError: see `chat.chat.chat`; at once.
+            FloatingPointError, RuntimeError: see there; the turn is kept as if it had been closed.
         """
         return self._keep(str(query), stream_reply(self.model, self.tokenizer, str(query), self.history, self.system,
                                                    self.settings, chat_format=self.settings.chat_format))
@@ -112,7 +113,7 @@ class Session:
                 for reply in replies:
                     now = time.perf_counter() - start
                     first = first or now
-                    self.last = Answer(reply.tokens, now, first)
+                    self.last = Timing(reply.tokens, now, first)
                     yield reply
         finally:
             if reply is not None and (reply.text or reply.finish_reason):
