@@ -1,7 +1,49 @@
 """The blocks of a paged key/value cache: who holds which of them, and what is shared."""
 from collections import OrderedDict
 
-__all__ = ["BlockPool"]
+import numpy as np
+
+__all__ = ["BlockPool", "call_rows", "piece_size"]
+
+PIECE = 256  # tokens of a prompt that share their scales in an 8-bit cache
+LEAST_TOKENS = 5  # of a call, see `call_rows`
+
+
+def piece_size(config):
+    """
+    How many tokens of a prompt must be written to the cache by one call.
+
+    In a cache of 8 bits, a scale spans what one call writes for a sequence. So that an answer depends on its prompt alone,
+    and neither on the prompts beside it nor on what is in the cache already, a prompt is computed in pieces that end at
+    multiples of this size, each by one call.
+
+    Args:
+        config (QwenConfig): The model's.
+
+    Returns:
+        int, a multiple of `block_size`; None where no tokens share anything.
+    """
+    if not config.use_cache_quantization:
+        return None
+    return max(PIECE // config.block_size, 1) * config.block_size
+
+
+def call_rows(queries):
+    """
+    The rows of a call that writes to a cache of 8 bits, so that each computes the same bits whatever is beside it.
+
+    Levels of such a cache are cut off, not rounded: the last bit of a key may decide about one. The `cpu` kernels sum in
+    another order where a call has up to four tokens, so that rows are there again till it has more; to write the same to
+    the same slots twice does no harm. (Other kernels may still differ in the last bit, as a matrix product is theirs.)
+    They also attend in another way where each sequence has one token: who plans a call keeps such apart.
+
+    Args:
+        queries (Sequence[int]): Tokens of each row.
+
+    Returns:
+        np.ndarray, indices of rows: each in order, then perhaps again.
+    """
+    return np.tile(np.arange(len(queries)), -(-LEAST_TOKENS // int(np.sum(queries))))
 
 
 class BlockPool:

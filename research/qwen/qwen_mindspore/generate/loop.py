@@ -16,6 +16,7 @@ from mindspore import Tensor
 import qwen_mindspore.text.chatml  # noqa: F401  registered with the model, so that one import serves a whole YAML
 import qwen_mindspore.text.processor  # noqa: F401
 from qwen_mindspore.common.text import shown
+from qwen_mindspore.generate.blocks import call_rows, piece_size
 from qwen_mindspore.generate.sampling import check_prompt, next_token
 from qwen_mindspore.generate.settings import check_sampling
 from qwen_mindspore.model.causal_lm import CausalLM
@@ -123,9 +124,31 @@ class QwenForCausalLM(CausalLM):
         if not self.use_past:
             return self.whole(batch.ids[:, :lengths.max()], lengths, batch.prompt_lengths)
         if is_prompt:
-            ids = np.concatenate([ids[:length] for ids, length in zip(batch.ids, lengths)])
-            return self.prefill(ids, lengths, lengths, lengths, batch.block_tables)
-        return self.decode(batch.ids[np.arange(len(lengths)), lengths - 1], lengths, batch.block_tables)
+            return self._logits_of_prompts(batch)
+        rows = np.arange(len(lengths))
+        if piece_size(self.config):
+            rows = call_rows(np.ones_like(lengths))
+        ids = batch.ids[rows, lengths[rows] - 1]
+        return self.decode(ids, lengths[rows], batch.block_tables[rows])[:len(lengths)]
+
+    def _logits_of_prompts(self, batch):
+        """Logits [B, vocab_size] of the last tokens of prompts, computed at once, or, as in the engine, in pieces."""
+        size = piece_size(self.config)
+        if size is None:
+            return self._prefill_rows(batch, np.arange(len(batch.lengths)), 0, batch.lengths)
+        logits = np.empty((len(batch.lengths), self.config.vocab_size), np.float32)
+        for start in range(0, int(batch.lengths.max()), size):
+            ends = np.minimum(batch.lengths, start + size)
+            for rows in (np.flatnonzero(ends - start > 1), np.flatnonzero(ends - start == 1)):  # see `call_rows`
+                if len(rows):
+                    again = rows[call_rows(ends[rows] - start)]
+                    logits[rows] = self._prefill_rows(batch, again, start, ends)[:len(rows)]
+        return logits
+
+    def _prefill_rows(self, batch, rows, start, ends):
+        """Logits [rows, vocab_size] behind the tokens from `start` to `ends` [B] of some rows, and those in the cache."""
+        ids = np.concatenate([batch.ids[row, start:ends[row]] for row in rows])
+        return self.prefill(ids, ends[rows] - start, ends[rows], batch.lengths[rows], batch.block_tables[rows])
 
     def _limit(self, row, prompt, settings):
         """How many tokens a sequence may have with its answer; ValueError where its prompt can't be answered."""
