@@ -81,7 +81,8 @@ def test_a_loss_that_is_not_finite_is_an_error_which_names_the_token():
     ids = np.arange(300)
     assert measure_context(losses, ids[:120], 40, args, "model")["loss"] == 1
     for context in (40, 100):
-        with pytest.raises(FloatingPointError, match=f"model, context {context}: token 130 of the text: the logits are not"):
+        said = f"model, context {context}: token 130 of the text: the logits are not finite"
+        with pytest.raises(FloatingPointError, match=said):
             measure_context(losses, ids, context, args, "model")
     with pytest.raises(FloatingPointError, match="token 130 of the text"):
         measure_context(losses, ids, 40, argparse.Namespace(stride=8, context=[40]), "model")

@@ -129,7 +129,8 @@ def test_an_evicted_request_decodes_its_answer_again(model):
     assert answers.tokens["older"] == alone(model, [9] * 20, settings(120))
 
 
-@pytest.mark.parametrize("length, reused", [(PIECE, 0), (PIECE + 1, PIECE), (2 * PIECE, PIECE), (3 * PIECE - 1, 2 * PIECE)])
+@pytest.mark.parametrize("length, reused", [(PIECE, 0), (PIECE + 1, PIECE), (2 * PIECE, PIECE),
+                                            (3 * PIECE - 1, 2 * PIECE)])
 def test_whole_pieces_are_shared_and_nothing_else(model, length, reused):
     engine, prompt = Engine(model), list(range(100, 100 + length))
     first = run(engine, [Request(prompt, settings(30), id=0)]).tokens[0]

@@ -202,7 +202,8 @@ def test_a_model_in_training_is_in_training_again_whatever_happens(build_tiny):
 
 
 @pytest.mark.parametrize("prompt, said", [
-    ([1.5, 2], r"prompt 0: expected a list of ids, found \[1.5, 2\]"), ([[1], [[2]]], "prompt 1: expected a list of ids"),
+    ([1.5, 2], r"prompt 0: expected a list of ids, found \[1.5, 2\]"),
+    ([[1], [[2]]], "prompt 1: expected a list of ids"),
     (["some", "text"], "prompt 0: expected a list of ids"), ([[1], [512]], "prompt 1: id 512 is outside"),
     ([[1], []], "prompt 1 is empty"), ([1] * 512, "prompt 0 has 512 tokens and the model holds 512"),
 ])

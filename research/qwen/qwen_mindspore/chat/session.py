@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from qwen_mindspore.chat.chat import stream_reply
 from qwen_mindspore.generate.settings import GenerationSettings
-from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
+from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
 __all__ = ["CLEAR_SCREEN", "COMMAND_NAMES", "Question", "Session", "growth", "load_conversation",
            "save_conversation"]
@@ -278,9 +278,7 @@ def save_conversation(path, system, history):
         except ValueError:
             raise ValueError(f"{path}: expected a new file or a saved conversation, found something else; it stays as it "
                              "is") from None
-    messages = [{"role": "system", "content": system}]
-    for query, response in history:
-        messages += [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
+    messages = as_messages(history, system)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder, path.name)
         written.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=2), encoding="utf-8")

@@ -13,9 +13,9 @@ def piece_size(config):
     """
     How many tokens of a prompt must be written to the cache by one call.
 
-    In a cache of 8 bits, a scale spans what one call writes for a sequence. So that an answer depends on its prompt alone,
-    and neither on the prompts beside it nor on what is in the cache already, a prompt is computed in pieces that end at
-    multiples of this size, each by one call.
+    In a cache of 8 bits, a scale spans what one call writes for a sequence. So that an answer depends on its prompt
+    alone, and neither on the prompts beside it nor on what is in the cache already, a prompt is computed in pieces that
+    end at multiples of this size, each by one call.
 
     Args:
         config (QwenConfig): The model's.
@@ -32,10 +32,11 @@ def call_rows(queries):
     """
     The rows of a call that writes to a cache of 8 bits, so that each computes the same bits whatever is beside it.
 
-    Levels of such a cache are cut off, not rounded: the last bit of a key may decide about one. The `cpu` kernels sum in
-    another order where a call has up to four tokens, so that rows are there again till it has more; to write the same to
-    the same slots twice does no harm. (Other kernels may still differ in the last bit, as a matrix product is theirs.)
-    They also attend in another way where each sequence has one token: who plans a call keeps such apart.
+    Levels of such a cache are cut off, not rounded: the last bit of a key may decide about one. The `cpu` kernels sum
+    in another order where a call has up to four tokens, so rows are repeated till it has more; to write the same to the
+    same slots twice does no harm. They also attend in another way where each sequence has one token: who plans a call
+    keeps such rows apart from longer ones. With other kernels, whose matrix products are not ours, the last bit may
+    still depend on the size of a call.
 
     Args:
         queries (Sequence[int]): Tokens of each row.

@@ -146,7 +146,7 @@ class QwenForCausalLM(CausalLM):
         return logits
 
     def _prefill_rows(self, batch, rows, start, ends):
-        """Logits [rows, vocab_size] behind the tokens from `start` to `ends` [B] of some rows, and those in the cache."""
+        """Logits [rows, vocab_size] behind the tokens from `start` to `ends` [B] of some rows."""
         ids = np.concatenate([batch.ids[row, start:ends[row]] for row in rows])
         return self.prefill(ids, ends[rows] - start, ends[rows], batch.lengths[rows], batch.block_tables[rows])
 
