@@ -6,7 +6,7 @@ import pytest
 from helpers.batch import FakeEngine
 from qwen_mindspore.batch.journal import ANSWER, ERROR
 from qwen_mindspore.batch.records import Record
-from qwen_mindspore.batch.worker import RowOptions, Worker, answer_all, split_messages
+from qwen_mindspore.batch.worker import RowOptions, Worker, answer_all
 from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import make_context
@@ -82,6 +82,7 @@ def test_base_models_go_on_with_the_text_and_control_tokens_stay_text(answer, to
     ({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
                    {"role": "assistant", "content": "b"}, {"role": "user", "content": "Hi"}]},
      ("Hi", [("a", "b")], "s")),
+    ({"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}]}, ("Hi", None, "be nice")),
     ({"messages": '[{"role": "user", "content": "Hi"}]', "prompt": "", "query": None}, ("Hi", None, "be nice")),
 ])
 def test_chat_models_get_chatml(answer, tokenizer, row, expected):
@@ -235,9 +236,3 @@ def test_the_engine_itself_gives_what_generate_gives(build_tiny, tokenizer, answ
         out = model.generate(ids, max_new_tokens=row["max_new_tokens"], do_sample=False, eos_token_id=[256])[0]
         assert result.content["response"] == tokenizer.decode(out[len(ids):], skip_special_tokens=True)
         assert result.content["completion_tokens"] == len(out) - len(ids)
-
-
-def test_messages_are_taken_apart():
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
-                {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    assert split_messages(messages) == ("s", [("a", "b")], "c") and split_messages(messages[3:]) == (None, [], "c")

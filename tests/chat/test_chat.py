@@ -178,11 +178,11 @@ class TestScripted:
 
     @pytest.fixture
     def say(self, tokenizer):
-        def texts(said, **generation):
+        def texts(said, query="q", **generation):
             config = QwenConfig(chat_format="chatml", seq_length=8192)
             self.engine = ScriptedEngine(said if isinstance(said, list) else said.encode())
             model = SimpleNamespace(config=config, chat_engine=self.engine)
-            return list(chat_stream(model, tokenizer, "q", **generation))
+            return list(chat_stream(model, tokenizer, query, **generation))
         return texts
 
     def test_no_text_ends_within_a_character(self, say):
@@ -199,6 +199,12 @@ class TestScripted:
         for stop in STOPS:
             assert say([*b"ab", stop, *b"cd"], stop_words_ids=[[1]])[-1] == "ab"
         assert set(self.engine.request.settings.stop_words_ids) >= {(1,), (256,), (257,), (258,)}
+
+    def test_a_text_that_is_continued_keeps_its_white_space_and_ends_at_no_words_but_those_given(self, say, tokenizer):
+        texts = say([*b"\n a Human: b ", tokenizer.eod_id, *b"c"], query="x<|im_end|>", chat_format="raw")
+        assert texts[0] == "\n" and texts[-1] == "\n a Human: b "
+        assert self.engine.request.prompt == list(b"x<|im_end|>"), "control tokens in a text are text"
+        assert say("ab Human: c", chat_format="raw", stop_words=["Human:"])[-1] == "ab "
 
     def test_an_empty_answer_is_a_text_too(self, say, tokenizer):
         assert say([tokenizer.im_end_id, 65]) == [""]
@@ -218,7 +224,7 @@ class TestBaseModels:
     def test_it_continues_a_text_where_that_is_asked_for(self, base, tokenizer, answer):
         ids, _ = answer(tokenizer.encode("Once upon"))
         response, history = chat(base, tokenizer, "Once upon", DIALOGUE, chat_format="raw", max_new_tokens=16)
-        assert response == tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert response == tokenizer.decode(ids, skip_special_tokens=True)
         assert history == [*DIALOGUE, ("Once upon", response)]
 
     def test_it_chats_where_the_caller_says_that_it_is_a_chat_model(self, base, tokenizer, answer):

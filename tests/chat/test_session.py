@@ -57,6 +57,17 @@ class TestQuestions:
         session.ask("two").close()
         assert session.history == [("one", "an")], "nothing of an answer, no turn"
 
+    def test_an_answer_that_fails_leaves_what_was_said(self, session, monkeypatch):
+        def stream_reply(*_, **__):
+            yield Reply("an", 1)
+            raise FloatingPointError("the logits are not finite")
+
+        ask(session, "one")
+        monkeypatch.setattr(qwen_session, "stream_reply", stream_reply)
+        with pytest.raises(FloatingPointError):
+            ask(session, "two")
+        assert session.history == [("one", "answer 0"), ("two", "an")]
+
     def test_what_can_not_be_asked_is_no_turn(self, session):
         with pytest.raises(ValueError, match="query: it has 9 tokens"):
             session.ask("too long")

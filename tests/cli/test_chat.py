@@ -1,4 +1,5 @@
 """The terminal chat: in a pipe, at a terminal, and what it says when it can't begin."""
+import io
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ from helpers import ROOT, terminals
 from qwen_mindspore.chat.chat import Reply, chat_batch
 from qwen_mindspore.chat.session import Question, Session
 from qwen_mindspore.chat.terminal import UNPRINTABLE
-from qwen_mindspore.cli.chat import main, parse_args, talk
+from qwen_mindspore.cli.chat import Pipe, main, parse_args, talk
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 
@@ -64,6 +65,22 @@ class TestPipe:
         assert result[1] == []
 
 
+def failing(text):
+    """Replies that come to an end before the answer does."""
+    yield Reply(text, 1)
+    raise FloatingPointError("the logits are not finite")
+
+
+def test_in_a_pipe_an_answer_that_fails_does_not_run_into_the_next():
+    out = io.StringIO()
+    pipe = Pipe(out)
+    for text in ("", "begun"):
+        with pytest.raises(FloatingPointError):
+            pipe.answer(failing(text))
+    pipe.answer(reply for reply in [Reply("next", 1, "stop")])
+    assert out.getvalue() == "begun\nnext\n"
+
+
 class Console:
     """A console that remembers."""
 
@@ -86,6 +103,8 @@ class Console:
 
 
 class TestTalk:
+    failure = None
+
     @pytest.fixture
     def session(self, monkeypatch):
         session = Session(None, None, GenerationSettings(chat_format="chatml"))
@@ -97,6 +116,8 @@ class TestTalk:
         assert isinstance(question, Question)
         if question == "bad":
             raise ValueError("too long")
+        if isinstance(self.failure, Exception) and question == "fail":
+            raise self.failure
         self.session.history = [*self.session.history, (question, "a")]
         return iter([Reply(f"{question} {len(self.session.history)}", 1, "stop" if question != "cut" else "length")])
 
@@ -110,6 +131,14 @@ class TestTalk:
         console = Console("one", "two")
         talk(session, console, independent=True)
         assert console.seen == ["one 1", "two 1"]
+
+    @pytest.mark.parametrize("failure", [FloatingPointError("not finite"), RuntimeError("the kernel failed")])
+    def test_an_answer_that_fails_is_told_and_the_conversation_goes_on(self, session, failure):
+        self.failure = failure
+        console = Console("one", "fail", "two", ":history")
+        talk(session, console)
+        assert console.seen[:3] == ["one 1", f"error {failure}", "two 2"]
+        assert console.seen[3].count("You: ") == 2
 
     def test_regenerate_asks_again(self, session):
         console = Console("one", ":regenerate")

@@ -1,4 +1,5 @@
 """perplexity.py against the cross entropy of torch on the plain reference, within the training length and beyond."""
+import argparse
 import importlib.util
 import json
 
@@ -11,7 +12,7 @@ from helpers import TINY
 from helpers.reference_qwen import forward
 from qwen_mindspore.cli.perplexity import main, parse_args
 from qwen_mindspore.evaluate import perplexity
-from qwen_mindspore.evaluate.perplexity import TokenLosses, plot, windows
+from qwen_mindspore.evaluate.perplexity import TokenLosses, measure_context, plot, windows
 
 # Within and beyond the 64 tokens that the golden model was trained with: dynamic NTK and LogN set in.
 CONTEXTS = (24, 64, 100)
@@ -68,6 +69,23 @@ def test_losses_are_the_cross_entropies_of_the_reference(use_past, build_tiny, r
         expected = np.stack([reference(row) for row in ids])
         np.testing.assert_allclose(losses(ids, context - 1), expected, atol=1e-4)
         np.testing.assert_allclose(losses(ids, 5), expected[:, -5:], atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_which_names_the_token():
+    def losses(pieces, predicted):
+        found = np.ones((len(pieces), predicted), np.float32)
+        found[(pieces[:, -predicted:] == 130)] = np.nan
+        return found
+
+    args = argparse.Namespace(stride=None)
+    ids = np.arange(300)
+    assert measure_context(losses, ids[:120], 40, args, "model")["loss"] == 1
+    for context in (40, 100):
+        said = f"model, context {context}: token 130 of the text: the logits are not finite"
+        with pytest.raises(FloatingPointError, match=said):
+            measure_context(losses, ids, context, args, "model")
+    with pytest.raises(FloatingPointError, match="token 130 of the text"):
+        measure_context(losses, ids, 40, argparse.Namespace(stride=8, context=[40]), "model")
 
 
 # The command

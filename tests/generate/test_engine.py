@@ -3,15 +3,17 @@ The engine: answers are those of each request alone, whatever else goes on; bloc
 what requests share is computed once.
 """
 import json
+import subprocess
+import sys
 import threading
-from collections import Counter
 
 import numpy as np
 import pytest
 
 from helpers import TINY
-from qwen_mindspore.generate.engine import BlockPool, Engine, Output, Request
-from qwen_mindspore.generate.settings import GenerationSettings
+from helpers.engine import Answers, Workload, alone, check_blocks, run, settings
+from qwen_mindspore.generate.blocks import BlockPool
+from qwen_mindspore.generate.engine import Engine, Output, Request
 from qwen_mindspore.kernels import runnable_kernels
 
 SEQ_LENGTH, BLOCK_SIZE, POOL = 160, 4, 44
@@ -24,62 +26,6 @@ LONG_GREEDY = json.loads((TINY / "long_context_greedy.json").read_text())
 def model(build_tiny):
     """A pool of blocks that holds one sequence of full length and little more; NTK begins at 64 tokens."""
     return build_tiny(use_past=True, seq_length=SEQ_LENGTH, block_size=BLOCK_SIZE, num_blocks=POOL)
-
-
-def settings(new_tokens=8, **others):
-    return GenerationSettings(max_new_tokens=new_tokens, **others)
-
-
-def alone(model, prompt, settings):
-    """The answer of `generate`, which knows no stop words of several ids."""
-    out = model.generate(list(prompt), max_new_tokens=settings.max_new_tokens, do_sample=settings.do_sample,
-                         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, seed=settings.seed,
-                         repetition_penalty=settings.repetition_penalty, eos_token_id=[])
-    return out[0][len(prompt):].tolist()
-
-
-class Answers:
-    """Outputs, gathered by request."""
-
-    def __init__(self):
-        self.tokens, self.reasons = {}, {}
-
-    def take(self, outputs):
-        assert len({output.id for output in outputs}) == len(outputs), "at most one output a request and step"
-        for output in outputs:
-            assert output.id not in self.reasons, "nothing follows the end"
-            tokens = self.tokens.setdefault(output.id, [])
-            if output.token is not None:
-                tokens.append(output.token)
-            if output.finish_reason:
-                self.reasons[output.id] = output.finish_reason
-        return self
-
-
-def run(engine, requests=()):
-    """Add requests, and run till there is no work; the Answers."""
-    answers = Answers()
-    for request in requests:
-        engine.add(request)
-    while engine.has_work:
-        answers.take(engine.step())
-        check_blocks(engine)
-    return answers
-
-
-def check_blocks(engine):
-    """Each block is empty, kept, or held by as many as say so; rows of the batch have the blocks of their sequence."""
-    pool, held = engine.pool, Counter()
-    for sequence in engine.sequences.values():
-        held.update(sequence.blocks)
-    assert [held[block] for block in range(pool.count)] == pool.holders
-    everywhere = [*pool.empty, *pool.kept, *held]
-    assert sorted(everywhere) == list(range(pool.count)), "each block is in one place"
-    assert {digest: block for block, digest in pool.digests.items()} == pool.published
-    assert set(pool.kept) <= set(pool.digests) and not set(pool.empty) & set(pool.digests)
-    for row, sequence in enumerate(engine.decoding):
-        assert sequence.row == row
-        assert engine.tables[row, :len(sequence.blocks)].tolist() == sequence.blocks
 
 
 # One request
@@ -189,22 +135,6 @@ def test_golden_answers_while_others_come_and_go(either_model):
     while engine.has_work:
         answers.take(engine.step())
     assert [answers.tokens[i] for i in range(9)] == [GREEDY["greedy"][i % 3] for i in range(9)]
-
-
-class Workload:
-    """Random requests, many of which begin alike, and the answer that each gets alone."""
-
-    def __init__(self, model, random, count):
-        beginnings = [random.integers(512, size=size).tolist() for size in (9, 16, 70)]
-        self.requests, self.expected = {}, {}
-        for i in range(count):
-            prompt = random.integers(512, size=random.integers(1, 30)).tolist()
-            if random.random() < 0.6:
-                prompt = beginnings[random.integers(3)] + prompt
-            sampled = dict(do_sample=True, seed=int(random.integers(1000))) if random.random() < 0.3 else {}
-            penalty = dict(repetition_penalty=1.2) if random.random() < 0.2 else {}
-            self.requests[i] = Request(prompt, settings(int(random.integers(1, 40)), **sampled, **penalty), id=i)
-            self.expected[i] = alone(model, prompt, self.requests[i].settings)
 
 
 @pytest.fixture(scope="module")
@@ -387,22 +317,6 @@ def test_blocks_that_are_kept_give_way_the_least_recently_used_first(model):
     assert reused[:2] == [40, 40] and reused[2] < 40
 
 
-def test_a_pool_hands_blocks_out_and_takes_them_back():
-    pool = BlockPool(3)
-    blocks = [pool.take() for _ in range(3)]
-    assert sorted(blocks) == [0, 1, 2] and pool.free == 0
-    pool.publish(blocks[0], "a")
-    pool.publish(blocks[1], "a")
-    assert pool.published == {"a": blocks[0]}, "one block of a content is enough"
-    pool.share([blocks[0]])
-    pool.release(blocks)
-    assert pool.free == 2 and not pool.kept
-    pool.release(blocks[:1])
-    assert pool.free == 3 and list(pool.kept) == blocks[:1]
-    assert [pool.take() for _ in range(2)] == [blocks[1], blocks[2]] and "a" in pool.published
-    assert pool.take() == blocks[0] and not pool.published, "a kept block is taken last, and forgotten"
-
-
 # What may go wrong
 
 def failing_once(monkeypatch, model, name, error):
@@ -474,7 +388,7 @@ def test_logits_that_are_not_finite_end_their_request_alone(model, monkeypatch, 
     monkeypatch.setattr(model, "decode", spoil)
     outputs = engine.step()
     assert [output.finish_reason for output in outputs] == ["error", None]
-    assert isinstance(outputs[0].error, FloatingPointError)
+    assert isinstance(outputs[0].error, FloatingPointError) and "request 0: the logits" in str(outputs[0].error)
     answers.take(outputs)
     while engine.has_work:
         answers.take(engine.step())
@@ -530,3 +444,43 @@ def test_the_steps_may_run_in_a_thread_of_their_own(model):
     thread.start()
     thread.join()
     assert result[0].tokens[0] == GREEDY["greedy"][0]
+
+
+TWO_MODELS = """
+import sys, threading
+import numpy as np
+from qwen_mindspore.generate.engine import Engine, Request
+from qwen_mindspore.generate.loop import QwenForCausalLM
+from qwen_mindspore.model.config import QwenConfig
+
+checkpoint, folder, kernels = sys.argv[1:]
+config = QwenConfig.from_hf_config(folder, checkpoint_name_or_path=checkpoint, use_past=True, kernels=kernels)
+engines = [Engine(QwenForCausalLM(config)) for _ in range(2)]
+answers = [[], []]
+
+def work(number):
+    for i in range(12):
+        engines[number].add(Request([number + 1] * (i + 1), GenerationSettings(max_new_tokens=30), id=i))
+        while engines[number].has_work:
+            answers[number] += [output.token for output in engines[number].step()]
+
+def run_both():
+    threads = [threading.Thread(target=work, args=[number]) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+run_both()
+together, answers = answers, [[], []]
+work(0), work(1)
+print(together == answers and len(answers[0]) == len(answers[1]) == 360)
+"""
+
+
+@pytest.mark.parametrize("kernels", runnable_kernels())
+def test_two_models_may_be_stepped_from_two_threads(tiny_checkpoint, kernels):
+    """In a process of its own, which can be ended if it hangs."""
+    result = subprocess.run([sys.executable, "-c", TWO_MODELS, str(tiny_checkpoint), str(TINY), kernels],
+                            capture_output=True, encoding="utf-8", timeout=240, check=False)
+    assert result.stdout.splitlines()[-1:] == ["True"], result.stderr

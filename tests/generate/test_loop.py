@@ -5,7 +5,7 @@ from mindformers import GenerationConfig
 from mindformers.generation import GenerationMixin
 from mindformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
-from qwen_mindspore.generate.sampling import sample
+from qwen_mindspore.generate.sampling import next_token, sample
 from qwen_mindspore.generate.settings import check_sampling
 
 VOCABULARY = 2000
@@ -61,6 +61,28 @@ def test_a_certain_token_is_drawn_whatever_the_number(logits):
     logits[7] = 100
     settings = GenerationConfig(top_k=0, top_p=0.8)
     assert {sample(logits.copy(), settings, uniform) for uniform in (0.0, 0.5, 1 - 1e-12)} == {7}
+
+
+WAYS = [{"do_sample": False}, {"do_sample": True}, {"do_sample": True, "top_k": 5}, {"do_sample": True, "top_p": 0.5}]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_choose_no_token(logits, way, bad):
+    settings = GenerationConfig(**{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **way})
+    logits[1234] = bad
+    with pytest.raises(FloatingPointError, match="row 7: the logits are not finite: .*float16.*check the checkpoint"):
+        next_token(logits, settings, lambda: 0.5, "row 7")
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_tokens_may_be_forbidden_but_not_all(logits, way):
+    settings = GenerationConfig(**{"temperature": 0.7, "top_k": 0, "top_p": 1.0, **way})
+    logits[np.arange(VOCABULARY) != 42] = -np.inf
+    assert next_token(logits.copy(), settings, lambda: 0.5, "row 7") == 42
+    logits[42] = -np.inf
+    with pytest.raises(FloatingPointError, match="row 7"):
+        next_token(logits, settings, lambda: 0.5, "row 7")
 
 
 @pytest.mark.parametrize("name, value", [("top_p", 3), ("top_p", 0), ("temperature", 0), ("temperature", -1),
@@ -133,6 +155,61 @@ def test_min_new_tokens_holds_an_eos_back(model):
     out = model.generate([1, 2, 3], max_new_tokens=6, min_new_tokens=3, do_sample=False, eos_token_id=[first],
                          pad_token_id=511)
     assert len(out[0]) >= 6 and first not in out[0][3:5]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["cache", "no cache"])
+def either_model(request, build_tiny):
+    return build_tiny(use_past=request.param, batch_size=2)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_prompt_whose_logits_are_not_finite_is_named(either_model, monkeypatch, way, step):
+    names = [("prefill", "decode")[step] if either_model.use_past else "whole"]
+    method, calls = getattr(either_model, names[0]), []
+
+    def spoil(*args):
+        out = method(*args)
+        calls.append(out)
+        if either_model.use_past or len(calls) == step + 1:
+            out[1, 7] = np.nan
+        return out
+
+    monkeypatch.setattr(either_model, names[0], spoil)
+    with pytest.raises(FloatingPointError, match="prompt 1: the logits are not finite"):
+        either_model.generate([[1, 2], [3]], max_new_tokens=4, eos_token_id=[], **{"top_k": 0, "top_p": 1.0, **way})
+    assert len(calls) == (1 if either_model.use_past else step + 1)
+
+
+def test_a_model_in_training_is_in_training_again_whatever_happens(build_tiny):
+    class Broken(LogitsProcessor):
+        def process_np(self, logits, sequence_ids):
+            raise KeyError("no such thing")
+
+    class Closed:
+        def put(self, ids):
+            raise OSError("closed")
+
+    processors = LogitsProcessorList()
+    processors.append(Broken())
+    model = build_tiny(use_past=True)
+    for error, arguments in ((KeyError, {"logits_processor": processors}), (OSError, {"streamer": Closed()})):
+        for is_training in (True, False):
+            model.set_train(is_training)
+            with pytest.raises(error):
+                model.generate([1, 2], max_new_tokens=2, **arguments)
+            assert model.training is is_training
+
+
+@pytest.mark.parametrize("prompt, said", [
+    ([1.5, 2], r"prompt 0: expected a list of ids, found \[1.5, 2\]"),
+    ([[1], [[2]]], "prompt 1: expected a list of ids"),
+    (["some", "text"], "prompt 0: expected a list of ids"), ([[1], [512]], "prompt 1: id 512 is outside"),
+    ([[1], []], "prompt 1 is empty"), ([1] * 512, "prompt 0 has 512 tokens and the model holds 512"),
+])
+def test_what_is_no_prompt_is_refused(model, prompt, said):
+    with pytest.raises(ValueError, match=said):
+        model.generate(prompt, max_new_tokens=2)
 
 
 def test_scores_and_logits_of_each_step_are_returned_where_asked_for(model):

@@ -12,7 +12,8 @@ class FakeEngine:
     """
 
     def __init__(self, max_batch=4, seq_length=256, end=256, pace=0):
-        self.max_batch, self.end, self.config = max_batch, end, SimpleNamespace(seq_length=seq_length)
+        self.max_batch, self.end = max_batch, end
+        self.config = SimpleNamespace(seq_length=seq_length, block_size=1, cache_blocks=seq_length)
         self.random = random.Random(pace)
         self.requests, self.answers, self.cancelled = {}, {}, []
         self.most = 0  # requests there were at once
@@ -26,6 +27,7 @@ class FakeEngine:
             answer = [*random.Random(settings.seed).choices(range(97, 123), k=8), self.end]
         self.requests[request.id], self.answers[request.id] = settings, answer[:settings.max_new_tokens]
         self.most = max(self.most, len(self.requests))
+        return request.id
 
     def cancel(self, id):
         if id in self.requests:

@@ -14,7 +14,14 @@ from mindformers.pipeline.text_generation_pipeline import TextGenerationPipeline
 from mindformers.tools.register import MindFormerConfig
 
 from helpers import DATA
-from qwen_mindspore.text.chatml import ChatMLTokenizer, decode_tokens, get_stop_words_ids, make_context
+from qwen_mindspore.text.chatml import (
+    ChatMLTokenizer,
+    as_messages,
+    decode_tokens,
+    get_stop_words_ids,
+    make_context,
+    write_prompt,
+)
 from qwen_mindspore.text.tokenizer import QwenTokenizer
 
 GOLDEN = json.loads((DATA / "tokenizer/chatml.json").read_text(encoding="utf-8"))
@@ -79,6 +86,30 @@ class TestContext:
         assert ids.count(tokenizer.im_start_id) == turns
         assert ids.count(tokenizer.im_end_id) == turns - 1
         assert tokenizer.eod_id not in ids
+
+    def test_messages_need_not_come_by_turns(self, tokenizer):
+        """A turn is what a user says, perhaps in several messages, and all that follows."""
+        said = [("user", "a"), ("user", "b"), ("assistant", "c"), ("assistant", "d"), ("user", "e"), ("user", "f"),
+                ("assistant", "g")]
+        messages = [{"role": role, "content": content} for role, content in said]
+        first, last = ("".join(f"\n<|im_start|>{role}\n{content}<|im_end|>" for role, content in turn)
+                       for turn in (said[:4], said[4:]))
+        begin, end = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>", "\n<|im_start|>assistant\n"
+        text, ids = write_prompt(tokenizer, messages)
+        assert text == begin + first + last + end
+        assert write_prompt(tokenizer, messages, max_length=len(ids))[1] == ids
+        assert write_prompt(tokenizer, messages, max_length=len(ids) - 1)[0] == begin + last + end
+        assert write_prompt(tokenizer, messages, max_length=1)[0] == begin + last + end
+
+    def test_pairs_are_messages(self):
+        assert as_messages([("a", "b")], "s") == [
+            {"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        assert as_messages(None, "") == [{"role": "system", "content": ""}]
+
+    def test_a_conversation_without_a_question_has_no_prompt(self, tokenizer):
+        for messages in ([], as_messages(None, "s")):
+            with pytest.raises(ValueError, match="messages: expected a question, found none"):
+                write_prompt(tokenizer, messages)
 
     def test_raw_is_the_query_itself(self, tokenizer):
         query = "Once<|endoftext|>upon"

@@ -7,9 +7,8 @@ import numpy as np
 
 from qwen_mindspore.batch.journal import ANSWER, ERROR
 from qwen_mindspore.common.text import shown
-from qwen_mindspore.generate.engine import Request
-from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, get_stop_words_ids, make_context
-from qwen_mindspore.text.stream import TextStream
+from qwen_mindspore.generate.answers import Answers, prompt_of
+from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
 __all__ = ["Result", "RowOptions", "Worker", "answer_all"]
 
@@ -27,7 +26,8 @@ class RowOptions:
             whichever a row has.
         id_column (str): The column of the id, which need not be there.
         system (str): The system message of a conversation that has none.
-        parse_special (bool): Control tokens that stand in a prompt are control tokens; only where `chat_format` is raw.
+        parse_special (bool): Control tokens that stand in a prompt are control tokens; only where `chat_format` is raw,
+            where they are text otherwise.
     """
 
     prompt_column: str | None = None
@@ -62,21 +62,24 @@ class Worker:
     """
 
     def __init__(self, engine, tokenizer, settings, options):
-        self.engine, self.tokenizer, self.options = engine, tokenizer, options
-        ends = get_stop_words_ids("chatml", tokenizer) if settings.chat_format == "chatml" else []
-        self.settings = settings.override(stop_words_ids=[*settings.stop_words_ids, *ends, [tokenizer.eod_id]])
-        self.tokens = 0
-        self._active = {}  # number -> Answer
+        self.engine, self.tokenizer, self.settings, self.options = engine, tokenizer, settings, options
+        self._answers = Answers(engine, tokenizer)
+        self._rows = {}  # number -> the Record and what the output repeats of it, of rows at work
+
+    @property
+    def tokens(self):
+        """See the class."""
+        return self._answers.tokens
 
     @property
     def has_room(self):
         """See the class: a newcomer waits behind each row that is being answered, so no place stays empty."""
-        return len(self._active) < 2 * self.engine.max_batch
+        return len(self._rows) < 2 * self.engine.max_batch
 
     @property
     def has_work(self):
         """See the class."""
-        return bool(self._active)
+        return self._answers.has_work
 
     def add(self, record):
         """
@@ -93,11 +96,10 @@ class Worker:
                 raise ValueError(record.error)
             settings = self._settings(record)
             given, prompt = self._prompt(record.fields, settings)
-            self.engine.add(Request(prompt, settings, record.number))
+            self._answers.add(prompt, settings, record.number)
         except ValueError as error:
             return [self._error(record, str(error))]
-        text = TextStream(self.tokenizer, settings.stop_words, settings.stop_words_ids)
-        self._active[record.number] = Answer(record, given, len(prompt), settings.chat_format == "chatml", text)
+        self._rows[record.number] = record, given
         return []
 
     def step(self):
@@ -107,36 +109,18 @@ class Worker:
         Returns:
             list[Result], the rows that finished.
         """
-        results = []
-        for output in self.engine.step():
-            answer = self._active.get(output.id)
-            if answer is None:  # cancelled: its text is complete
-                continue
-            if output.token is not None:
-                self.tokens += 1
-                answer.tokens += 1
-                answer.text.put(output.token)
-            if output.error is not None:
-                results.append(self._failed(self._active.pop(output.id), output.error))
-            elif output.finish_reason or answer.text.stopped:
-                if not output.finish_reason:
-                    self.engine.cancel(output.id)
-                results.append(self._finish(self._active.pop(output.id), output.finish_reason))
-        return results
+        return [self._finish(answer, *self._rows.pop(answer.id)) for answer in self._answers.step()
+                if answer.finish_reason]
 
-    def _failed(self, answer, error):
+    def _finish(self, answer, record, given):
         # What is wrong with the row's numbers is the row's; anything else, as memory that is full, may pass.
-        if not isinstance(error, (ArithmeticError, ValueError)):
-            raise error
-        return self._error(answer.record, str(error))
-
-    def _finish(self, answer, reason):
-        answer.text.end()
-        return Result(answer.record.number, ANSWER, {
-            "id": self._id(answer.record), **answer.given,
-            "response": answer.text.text.strip() if answer.is_chat else answer.text.text,
-            "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.tokens,
-            "finish_reason": "stop" if answer.text.stopped else reason})
+        if isinstance(answer.error, (ArithmeticError, ValueError)):
+            return self._error(record, str(answer.error))
+        if answer.error:
+            raise answer.error
+        return Result(record.number, ANSWER, {
+            "id": self._id(record), **given, "response": answer.text, "prompt_tokens": answer.prompt_tokens,
+            "completion_tokens": answer.tokens, "finish_reason": answer.finish_reason})
 
     def _error(self, record, message):
         row = record.source if record.fields is None else record.fields
@@ -152,18 +136,22 @@ class Worker:
         name, value = self._given(fields)
         if name == "messages" or isinstance(value, list):
             messages = _parsed(value)
-            system, history, query = split_messages(messages)
-            given = {"messages": messages}
+            _check_messages(messages)
+            given, query = {"messages": messages}, messages[-1]["content"]
+            if messages[0]["role"] != "system" or not messages[0]["content"]:
+                history = messages[messages[0]["role"] == "system":]
+                messages = [{"role": "system", "content": self.options.system}, *history]
         else:
             system, history, query = fields.get("system") or None, _parsed(fields.get("history") or None), value
             given = {"prompt": query}
             given |= {name: part for name, part in (("system", system), ("history", history)) if part is not None}
             _check_text("system", system or "")
             _check_history(history)
+            messages = [*as_messages(history, system or self.options.system), {"role": "user", "content": query}]
         _check_text(name, query)
         if not query.strip():
             raise ValueError(f"{name} is empty")
-        return given, self._encode(query, history, system, given, settings)
+        return given, self._encode(messages, given, settings)
 
     def _given(self, fields):
         """(name, value) of the column that holds the row's prompt."""
@@ -176,17 +164,15 @@ class Worker:
             raise ValueError(f"both {' and '.join(filled)}: --prompt_column says which one to answer")
         return filled[0], fields[filled[0]]
 
-    def _encode(self, query, history, system, given, settings):
+    def _encode(self, messages, given, settings):
         """The ids of the prompt."""
         if settings.chat_format == "raw":
             if list(given) != ["prompt"]:
                 raise ValueError(f"{' and '.join(name for name in given if name != 'prompt')}: only for a chat model, "
                                  "and this one continues text (chat_format raw)")
-            return self.tokenizer.encode(query, allowed_special="all" if self.options.parse_special else set())
-        length = self.engine.config.seq_length
-        answer = min(settings.max_new_tokens, length // 4)  # what history leaves room for, as in a chat
-        return make_context(self.tokenizer, query, history, system or self.options.system, settings.max_window_size,
-                            max_length=length - answer)[1]
+            messages = messages[-1:]
+        return prompt_of(messages, settings, self.tokenizer, self.engine.config,
+                         self.options.parse_special and settings.chat_format == "raw")
 
     def _settings(self, record):
         """The row's settings: everyone's, but for those that it has a column for."""
@@ -197,18 +183,6 @@ class Worker:
             seeds = np.random.SeedSequence([settings.seed or 0, record.number])
             settings = settings.override(seed=int(seeds.generate_state(1)[0]))
         return settings
-
-
-@dataclass
-class Answer:
-    """A row at work."""
-
-    record: object
-    given: dict
-    prompt_tokens: int
-    is_chat: bool
-    text: TextStream
-    tokens: int = 0
 
 
 def answer_all(worker, records):
@@ -239,33 +213,18 @@ def answer_all(worker, records):
         tokens = worker.tokens
 
 
-def split_messages(messages):
-    """
-    Take a conversation apart.
-
-    Args:
-        messages (list[dict]): {"role": ..., "content": ...} of an optional system message, then of user and assistant by
-            turns, the user last.
-
-    Returns:
-        (str | None, list[tuple[str, str]], str), the system message, the earlier turns, the last question.
-
-    Raises:
-        ValueError: Anything else.
-    """
-    expected = "messages: expected a list of {role, content}: system or not, then user and assistant by turns, user last"
+def _check_messages(messages):
+    """ValueError unless they are a system message or none, then those of user and assistant by turns, the user last."""
+    expected = ("messages: expected a list of {role, content}: system or not, then user and assistant by turns, "
+                "user last")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"{expected}; found {shown(messages)}")
     roles = [message.get("role") for message in messages]
-    has_system = roles[:1] == ["system"]
-    turns = roles[has_system:]
+    turns = roles[roles[:1] == ["system"]:]
     if len(turns) % 2 == 0 or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
         raise ValueError(f"{expected}; found {', '.join(map(str, roles)) or 'none'}")
-    contents = [message.get("content") for message in messages]
-    for content in contents:
-        _check_text("content", content)
-    system, contents = (contents[0], contents[1:]) if has_system else (None, contents)
-    return system, list(zip(contents[:-1:2], contents[1::2])), contents[-1]
+    for message in messages:
+        _check_text("content", message.get("content"))
 
 
 def _check_text(name, value):

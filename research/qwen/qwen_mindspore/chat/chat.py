@@ -7,16 +7,17 @@ import contextlib
 import copy
 from dataclasses import dataclass
 
-from qwen_mindspore.generate.engine import Engine, Request
+from qwen_mindspore.generate.answers import Answers, prompt_of, room_of
+from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import (
     DEFAULT_SYSTEM,
     ChatMLTokenizer,
+    as_messages,
     decode_tokens,
     get_stop_words_ids,
     make_context,
 )
-from qwen_mindspore.text.stream import TextStream
 
 __all__ = ["ChatMLTokenizer", "Reply", "chat", "chat_batch", "chat_settings", "chat_stream", "decode_tokens",
            "get_stop_words_ids", "make_context", "stream_reply"]
@@ -35,15 +36,17 @@ def chat(model, tokenizer, query, history=None, system=DEFAULT_SYSTEM, append_hi
         settings (GenerationSettings, optional): default: what the model's config and the generation_config.json
             beside its checkpoint say.
         **generation: settings that differ, see `GenerationSettings`. Stop words are in addition to ChatML's.
-            `chat_format="raw"` has a text continued, by whatever model, without history and system message.
+            `chat_format="raw"` has a text continued, by whatever model, without history and system message: control
+            tokens typed in it stay text, and the answer ends at `<|endoftext|>` and the stop words given.
 
     Returns:
-        (str, list[tuple[str, str]]), the response without white space around it, and a new history; the one given
-        stays as it was.
+        (str, list[tuple[str, str]]), the response, in ChatML without white space around it, and a new history; the one
+        given stays as it was.
 
     Raises:
         ValueError: a base model and no `chat_format` given; a question that the model can't hold; a setting that does
             not exist or a value that it can't have; a turn of the history that is not a pair.
+        FloatingPointError: the logits are not finite.
     """
     for reply in stream_reply(model, tokenizer, query, history, system, settings, **generation):
         pass
@@ -109,7 +112,7 @@ class Reply:
     An answer so far.
 
     Attributes:
-        text (str): without white space around it.
+        text (str): in ChatML without white space around it.
         tokens (int): how many it took, those of the stop word included.
         finish_reason (str | None): None while it grows; "stop" at a stop word; "length" where `max_new_tokens`, or what
             the model holds, cut it off.
@@ -149,9 +152,9 @@ def chat_settings(config, settings=None, **generation):
     else:
         settings = settings.override(**generation)
     if settings.chat_format != "chatml" and generation.get("chat_format") is None:
-        raise ValueError("chat_format: expected 'chatml', found 'raw': by its config this is a base model, which goes on "
-                         "with a text instead of answering; take the chat model, or say chat_format='raw' to have a text "
-                         "continued, or 'chatml' if it is a chat model nevertheless")
+        raise ValueError("chat_format: expected 'chatml', found 'raw': by its config this is a base model, which goes "
+                         "on with a text instead of answering; take the chat model, or say chat_format='raw' to have a "
+                         "text continued, or 'chatml' if it is a chat model nevertheless")
     return settings
 
 
@@ -159,66 +162,36 @@ def _prompt(config, tokenizer, settings, query, history, system):
     """The ids of a prompt that the model can hold with an answer."""
     if not isinstance(query, str):
         raise ValueError(f"query: expected a text, found {type(query).__name__}; chat_batch takes several")
-    capacity = min(config.seq_length, config.cache_blocks * config.block_size)
-    answer = min(settings.max_new_tokens, capacity // 4)
-    _, ids = make_context(tokenizer, query, history, system, settings.max_window_size, settings.chat_format,
-                          max_length=capacity - answer)
-    if len(ids) >= capacity:
-        raise ValueError(f"query: it has {len(ids)} tokens with the system message, and the model holds {capacity} with "
-                         "the answer: shorten it or raise seq_length")
+    if settings.chat_format == "raw":
+        messages = []
+    else:
+        messages = as_messages(history, system)
+    ids = prompt_of([*messages, {"role": "user", "content": query}], settings, tokenizer, config)
+    if len(ids) >= room_of(config):
+        raise ValueError(f"query: it has {len(ids)} tokens with the system message, and the model holds "
+                         f"{room_of(config)} with the answer: shorten it or raise seq_length")
     return ids
 
 
 def _replies(model, tokenizer, prompts, settings):
     """Iterator of (number of a prompt, Reply), one for each token of each answer."""
-    stops = [*settings.stop_words_ids, *get_stop_words_ids(settings.chat_format, tokenizer), [tokenizer.eod_id]]
-    settings = settings.override(stop_words_ids=stops)
-    answers = {}  # request id -> number, TextStream, Reply of what is not finished
     # The engine of the last chat knows what was said. A chat that begins meanwhile gets one of its own, and so does the
     # next one after a failure in the middle of a step.
     engine, model.chat_engine = getattr(model, "chat_engine", None) or Engine(model), None
+    answers = Answers(engine, tokenizer)
+    numbers = {answers.add(prompt, settings).id: number for number, prompt in enumerate(prompts)}
     try:
-        for number, prompt in enumerate(prompts):
-            stream = TextStream(tokenizer, settings.stop_words, settings.stop_words_ids)
-            answers[engine.add(Request(prompt, settings))] = number, stream, Reply()
-        while answers:
-            for output in engine.step():
-                if output.error:
-                    raise output.error
-                if output.id not in answers:  # a stop string ended it, and the engine says that it was cancelled
-                    continue
-                number, stream, reply = answers.pop(output.id)
-                reply = _grown(reply, stream, output)
-                if reply.finish_reason is None:
-                    answers[output.id] = number, stream, reply
-                elif output.finish_reason is None:
-                    engine.cancel(output.id)
-                yield number, reply
+        while answers.has_work:
+            for answer in answers.step():
+                if answer.error:
+                    raise answer.error
+                yield numbers[answer.id], Reply(answer.text, answer.tokens, answer.finish_reason)
     except GeneratorExit:
-        _put_back(model, engine, answers)
+        answers.cancel_all()
+        model.chat_engine = engine
         raise
-    _put_back(model, engine, answers)
-
-
-def _put_back(model, engine, unfinished):
-    """Leave an engine without work to the next chat."""
-    for request in unfinished:
-        engine.cancel(request)
-    if engine.has_work:
-        engine.step()
+    answers.cancel_all()
     model.chat_engine = engine
-
-
-def _grown(reply, stream, output):
-    """The reply after one output of the engine."""
-    tokens = reply.tokens
-    if output.token is not None:
-        stream.put(output.token)
-        tokens += 1
-    reason = "stop" if stream.stopped else output.finish_reason
-    if reason:
-        stream.end()
-    return Reply(stream.text.strip(), tokens, reason)
 
 
 def _alone(replies):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from qwen_mindspore.chat.chat import stream_reply
 from qwen_mindspore.generate.settings import GenerationSettings
-from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
+from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
 __all__ = ["CLEAR_SCREEN", "COMMAND_NAMES", "Question", "Session", "growth", "load_conversation",
            "save_conversation"]
@@ -32,8 +32,8 @@ class Question(str):
     """What is to be asked now."""
 
 
-class Answer(NamedTuple):
-    """How the last answer came about."""
+class Timing(NamedTuple):
+    """How long the last answer took."""
 
     tokens: int
     seconds: float  # from the question to the last token
@@ -101,6 +101,7 @@ class Session:
 
         Raises:
             ValueError: see `chat.chat.chat`; at once.
+            FloatingPointError, RuntimeError: see there; the turn is kept as if it had been closed.
         """
         return self._keep(str(query), stream_reply(self.model, self.tokenizer, str(query), self.history, self.system,
                                                    self.settings, chat_format=self.settings.chat_format))
@@ -112,7 +113,7 @@ class Session:
                 for reply in replies:
                     now = time.perf_counter() - start
                     first = first or now
-                    self.last = Answer(reply.tokens, now, first)
+                    self.last = Timing(reply.tokens, now, first)
                     yield reply
         finally:
             if reply is not None and (reply.text or reply.finish_reason):
@@ -277,9 +278,7 @@ def save_conversation(path, system, history):
         except ValueError:
             raise ValueError(f"{path}: expected a new file or a saved conversation, found something else; it stays as it "
                              "is") from None
-    messages = [{"role": "system", "content": system}]
-    for query, response in history:
-        messages += [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
+    messages = as_messages(history, system)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder, path.name)
         written.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=2), encoding="utf-8")

@@ -64,12 +64,14 @@ class Terminal:
         label, reply = "Qwen: ", None
         self._print("ansicyan bold", label)
         text = Wrapped(self.file, self.output.get_size().columns, len(label))
-        with _ctrl_c(self.input) as is_pressed, contextlib.closing(growth(replies)) as pieces:
-            for piece, reply in pieces:
-                text.write(piece)
-                if is_pressed():
-                    break
-        text.write("\n")
+        try:
+            with _ctrl_c(self.input) as is_pressed, contextlib.closing(growth(replies)) as pieces:
+                for piece, reply in pieces:
+                    text.write(piece)
+                    if is_pressed():
+                        break
+        finally:
+            text.write("\n")
         return reply
 
     def say(self, text):

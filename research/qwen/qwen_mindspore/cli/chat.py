@@ -78,8 +78,15 @@ class Pipe:
     def answer(self, replies):
         """Print an answer while it grows, and return the last Reply."""
         from qwen_mindspore.chat.session import growth
-        for piece, reply in growth(replies):
-            print(piece, end="", file=self.answers, flush=True)
+        is_begun = False
+        try:
+            for piece, reply in growth(replies):
+                print(piece, end="", file=self.answers, flush=True)
+                is_begun = is_begun or bool(piece)
+        except (ArithmeticError, RuntimeError):
+            if is_begun:  # the next answer has a line of its own
+                print(file=self.answers, flush=True)
+            raise
         print(file=self.answers, flush=True)
         return reply
 
@@ -97,7 +104,7 @@ class Pipe:
 
 def talk(session, console, independent=False):
     """
-    Take lines until they end or `:exit` comes.
+    Take lines until they end or `:exit` comes. What can't be done, or fails, is told; the conversation goes on.
 
     Args:
         session (Session): Answers.
@@ -116,7 +123,7 @@ def talk(session, console, independent=False):
                 _answer(session, console, said)
             elif said:
                 console.say(said)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
             console.complain(error)
         if session.is_over:
             break

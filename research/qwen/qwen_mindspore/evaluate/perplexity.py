@@ -8,6 +8,7 @@ import numpy as np
 from qwen_mindspore.common.plots import import_pyplot
 from qwen_mindspore.common.progress import progress_bar, say
 from qwen_mindspore.generate.build import build_model, build_tokenizer, load_config, set_context
+from qwen_mindspore.generate.sampling import check_finite
 from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.text.files import encode_texts, read_texts
 
@@ -48,6 +49,7 @@ def measure(args):
     Raises:
         ValueError: The text is too short, or options and checkpoint don't fit each other.
         OSError: A file is missing.
+        FloatingPointError: The logits of a token are not finite.
     """
     texts, curves, ids = read_texts(args.data), [], None
     for changes in [{}, *args.compare]:
@@ -108,13 +110,18 @@ def _name(checkpoint, changes):
 
 
 def measure_context(losses, ids, context, args, name):
-    """A point of a curve, see `measure`."""
+    """A point of a curve; see `measure`."""
     starts, predicted = windows(len(ids), context, args.stride, args.context[-1] if args.stride else None)
     total, begin, batch = 0.0, time.time(), _batch_size(context)
     with progress_bar(len(starts) * predicted, f"{name}, {context}", unit=" tokens") as bar:
         for first in range(0, len(starts), batch):
             pieces = np.stack([ids[start:start + context] for start in starts[first:first + batch]])
-            total += float(losses(pieces, predicted).sum(dtype=np.float64))
+            found = losses(pieces, predicted)
+            total += float(found.sum(dtype=np.float64))
+            if not math.isfinite(total):
+                row, column = np.argwhere(~np.isfinite(found))[0]
+                token = starts[first + row] + context - predicted + column
+                check_finite(total, f"{name}, context {context}: token {token} of the text")
             bar.update(len(pieces) * predicted)
     loss = total / (len(starts) * predicted)
     return {"context": context, "perplexity": math.exp(loss), "loss": loss, "predicted": len(starts) * predicted,

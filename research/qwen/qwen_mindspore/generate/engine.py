@@ -3,8 +3,11 @@ The engine: answers many requests at once, over one model and its paged key/valu
 
 A request waits until there is a place and blocks for its prompt. Its prompt is computed between two decode steps, in
 pieces of a bounded size, without what another request has computed already: blocks are known by their content and kept
-until their room is needed. Then it has a row in each decode step, and a block more whenever it has filled its last. When
-blocks run out, the youngest request gives its own up and is computed again later.
+until their room is needed. Then it has a row in each decode step, and a block more whenever it has filled its last.
+When blocks run out, the youngest request gives its own up and is computed again later.
+
+With a cache of 8 bits, where what one call writes shares a scale, everything is computed again by calls of the same
+tokens: prompts in pieces at fixed places, see `piece_size`, answers token by token. Only whole pieces are shared.
 
     engine = Engine(model)
     engine.add(Request(prompt_ids, GenerationSettings(max_new_tokens=100)))
@@ -17,7 +20,7 @@ Source: Yu et al., Orca (OSDI 2022), iteration-level scheduling; Kwon et al., Pa
 import hashlib
 import itertools
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,10 +28,11 @@ from typing import NamedTuple
 import numpy as np
 from mindformers.tools.logger import logger
 
-from qwen_mindspore.generate.sampling import check_prompt, penalize, sample
+from qwen_mindspore.generate.blocks import BlockPool, call_rows, piece_size
+from qwen_mindspore.generate.sampling import check_prompt, next_token, penalize
 from qwen_mindspore.generate.settings import GenerationSettings
 
-__all__ = ["BlockPool", "Engine", "Output", "Request", "Stats"]
+__all__ = ["Engine", "Output", "Request", "Stats"]
 
 
 @dataclass
@@ -81,75 +85,6 @@ class Stats(NamedTuple):
     evictions: int  # requests that had to give their blocks up
 
 
-class BlockPool:
-    """
-    The blocks of a paged cache: who has how many of them, and what the full ones hold.
-
-    A block is held by one sequence or, once its content is published, by several; a published block that nobody holds
-    is kept until its room is needed, the least recently held one least long.
-
-    Args:
-        count (int): Number of blocks; they are called 0 to count - 1.
-    """
-
-    def __init__(self, count):
-        self.count = count
-        self.holders = [0] * count
-        self.empty = list(range(count - 1, -1, -1))
-        self.kept = OrderedDict()  # published blocks that nobody holds, least recently held first
-        self.published = {}  # digest -> block
-        self.digests = {}  # block -> digest
-
-    @property
-    def free(self):
-        """How many blocks nobody holds."""
-        return len(self.empty) + len(self.kept)
-
-    def take(self):
-        """A block to write to; there must be a free one."""
-        if not self.empty:
-            self.withdraw(next(iter(self.kept)))
-        block = self.empty.pop()
-        self.holders[block] = 1
-        return block
-
-    def publish(self, block, digest):
-        """Let others hold a block of this content, too, unless there is another such block."""
-        if digest not in self.published:
-            self.published[digest], self.digests[block] = block, digest
-
-    def withdraw(self, block):
-        """Forget what a block holds."""
-        digest = self.digests.pop(block, None)
-        if digest is not None:
-            del self.published[digest]
-            if block in self.kept:
-                del self.kept[block]
-                self.empty.append(block)
-
-    def withdraw_all(self):
-        """Forget what all blocks hold."""
-        for block in list(self.digests):
-            self.withdraw(block)
-
-    def share(self, blocks):
-        """Hold published blocks."""
-        for block in blocks:
-            self.kept.pop(block, None)
-            self.holders[block] += 1
-
-    def release(self, blocks):
-        """Hold the blocks of a sequence no longer."""
-        # Blocks further behind are of no use without those before them: they go first.
-        for block in reversed(blocks):
-            self.holders[block] -= 1
-            if self.holders[block] == 0:
-                if block in self.digests:
-                    self.kept[block] = None
-                else:
-                    self.empty.append(block)
-
-
 class _Sequence:
     """
     A request on its way.
@@ -157,35 +92,35 @@ class _Sequence:
     Attributes:
         ids (np.ndarray): int32, the first `length` of which are there: the prompt's `prompt_length`, then the answer's.
         limit (int): The most that `length` may become.
+        unit (int): How many tokens it shares with others, or none of them: those of a block, or of several.
         computed (int): How many of them have keys and values in the cache, in `blocks`.
         blocks (list[int]): Empty while it waits.
         row (int): In the decoding batch; None outside.
     """
 
-    def __init__(self, id, settings, prompt, limit, factor, arrival):
+    def __init__(self, id, settings, prompt, limit, factor, arrival, unit):
         self.id, self.settings, self.arrival = id, settings, arrival
         self.ids, self.length, self.prompt_length, self.limit = prompt, len(prompt), len(prompt), limit
         self.computed, self.blocks, self.row = 0, [], None
-        # Digests of the full blocks, each of all that stands up to its end. The keys depend on the NTK factor, too.
+        self.unit = unit
+        # Digests of the full units, each of all that stands up to its end. The keys depend on the NTK factor, too.
         self.chain = [b"%d" % factor]
         self.uniform = np.random.RandomState(settings.seed).random_sample if settings.do_sample else None
 
     def digest(self, index, block_size):
-        """The digest of block `index`, all of whose tokens are known."""
-        while len(self.chain) <= index + 1:
-            start = (len(self.chain) - 1) * block_size
-            self.chain.append(hashlib.sha256(self.chain[-1] + self.ids[start:start + block_size].tobytes()).digest())
-        return self.chain[index + 1]
+        """What block `index` is known by: its unit, all of whose tokens are known, and its place there."""
+        unit, place = divmod(index * block_size, self.unit)
+        while len(self.chain) <= unit + 1:
+            start = (len(self.chain) - 1) * self.unit
+            self.chain.append(hashlib.sha256(self.chain[-1] + self.ids[start:start + self.unit].tobytes()).digest())
+        return self.chain[unit + 1], place
 
     def choose(self, logits):
-        """The next token by its logits [vocab_size], which are altered."""
+        """The next token by its logits [vocab_size], which are altered. FloatingPointError if they are not finite."""
         settings = self.settings
         if settings.repetition_penalty != 1.0:
             penalize(logits, self.ids[:self.length], settings.repetition_penalty)
-        token = sample(logits, settings, self.uniform()) if settings.do_sample else int(logits.argmax())
-        if not np.isfinite(logits[token]):
-            raise FloatingPointError("the logits are not finite")
-        return token
+        return next_token(logits, settings, self.uniform, f"request {self.id!r}")
 
     def append(self, token):
         """Add a token; the Output that says so."""
@@ -212,7 +147,8 @@ class Engine:
     Continues many prompts at once.
 
     `step` is one bounded piece of work. It belongs to one thread at a time, while `add`, `cancel`, `has_work` and
-    `stats` may be called from any thread, also during a step.
+    `stats` may be called from any thread, also during a step. Engines of several models may step in a thread each; one
+    of them computes at a time, see `CausalLM.__call__`.
 
     The engine fills the model's key/value cache. Where something else has done so since the last step, as the model's
     own `generate` or another engine does, it computes what it needs anew: answers stay right, but take longer.
@@ -220,7 +156,7 @@ class Engine:
     Args:
         model (QwenForCausalLM): With `use_past`.
         max_batch (int): The most requests that are decoded at once. Default: `config.batch_size`.
-        prefill_tokens (int): The most tokens of prompts that one step computes.
+        prefill_tokens (int): The most tokens of prompts that one step computes; with an 8-bit cache one piece at least.
 
     Raises:
         ValueError: A model without a cache, or a number below 1.
@@ -237,7 +173,7 @@ class Engine:
             setattr(self, name, value)
         model.set_train(False)
         self.model, self.config, self.block_size = model, config, config.block_size
-        self.pool = BlockPool(config.cache_blocks)
+        self.pool, self.piece = BlockPool(config.cache_blocks), piece_size(config)
         thresholds = model.transformer.tables.thresholds
         self.thresholds = np.zeros(0, np.int32) if thresholds is None else thresholds.asnumpy()
         self.lock = threading.Lock()  # of what add and cancel share with step
@@ -259,8 +195,8 @@ class Engine:
             The request's id.
 
         Raises:
-            ValueError: An id that is in use, an empty prompt, one with ids outside the vocabulary, or one that leaves no
-                room for an answer.
+            ValueError: An id that is in use, an empty prompt, one with ids outside the vocabulary, or one that leaves
+                no room for an answer.
         """
         prompt = np.asarray(request.prompt)
         if prompt.ndim != 1 or prompt.size and prompt.dtype.kind not in "iu":
@@ -275,7 +211,8 @@ class Engine:
                 id = next(number for number in self.numbers if number not in self.sequences)
             elif id in self.sequences:
                 raise ValueError(f"id {id!r}: a request of that id has not ended yet")
-            sequence = _Sequence(id, request.settings, prompt.astype(np.int32), limit, factor, next(self.arrivals))
+            sequence = _Sequence(id, request.settings, prompt.astype(np.int32), limit, factor, next(self.arrivals),
+                                 self.piece or self.block_size)
             self.sequences[id] = sequence
             self.waiting.append(sequence)
         return id
@@ -327,6 +264,8 @@ class Engine:
                 sequence.computed += count
                 if sequence.computed == sequence.length:
                     outputs.append(self._advance(sequence, row))
+                elif sequence.computed >= self._prefill_end(sequence):
+                    self._decode_next(sequence)  # a token of the answer that is there already
         return outputs
 
     # What to compute
@@ -356,8 +295,15 @@ class Engine:
             if not self._take_blocks(sequence):
                 break
             self.prefilling.append(self.waiting.popleft())
-            room -= self._schedule(sequence, room, work)
+            count = self._schedule(sequence, room, work)
+            if count == 0:
+                break
+            room -= count
         return work
+
+    def _prefill_end(self, sequence):
+        """Where prefill ends and decoding begins; with an 8-bit cache that is where it first did."""
+        return sequence.prompt_length if self.piece else sequence.length
 
     def _plan_decode(self):
         """[(sequence, 1)] of every row, once those that have filled their last block have another."""
@@ -366,27 +312,36 @@ class Engine:
             self._grow(sequence)
         work = []
         for sequence in self.decoding:
-            self._schedule(sequence, 1, work)
+            work.append((sequence, 1))
+            if not self.piece:
+                self._publish(sequence, 1)
         return work
 
     def _schedule(self, sequence, room, work):
-        """Add up to `room` tokens of a sequence to the work; how many it are."""
-        count = min(sequence.length - sequence.computed, room)
+        """Add up to `room` tokens of a prompt to the work, with an 8-bit cache a whole piece or none; how many."""
+        count = self._prefill_end(sequence) - sequence.computed
+        if self.piece:
+            count = min(count, self.piece - sequence.computed % self.piece)
+            fits = not work or count <= room and (count == 1) == (work[0][1] == 1)  # see `call_rows`
+            count = count if fits else 0
+        else:
+            count = min(count, room)
         if count > 0:
             work.append((sequence, count))
-            # Newcomers of the same prefill may share what this one computes: a layer writes all keys, then reads them.
-            for index in range(sequence.computed // self.block_size, (sequence.computed + count) // self.block_size):
-                self.pool.publish(sequence.blocks[index], sequence.digest(index, self.block_size))
+            self._publish(sequence, count)
         return count
+
+    def _publish(self, sequence, count):
+        """Let others share the units that the next `count` tokens complete."""
+        # Newcomers of the same prefill may do so: a layer writes all keys, then reads them.
+        unit, size = sequence.unit, sequence.unit // self.block_size
+        first, last = sequence.computed // unit, (sequence.computed + count) // unit
+        for index in range(first * size, last * size):
+            self.pool.publish(sequence.blocks[index], sequence.digest(index, self.block_size))
 
     def _take_blocks(self, sequence):
         """Give a newcomer its blocks, those published that it begins with among them; False if there are too few."""
-        count, shared = -(-sequence.length // self.block_size), []
-        for index in range((sequence.length - 1) // self.block_size):  # the last token must be computed
-            block = self.pool.published.get(sequence.digest(index, self.block_size))
-            if block is None:
-                break
-            shared.append(block)
+        count, shared = -(-sequence.length // self.block_size), self._published(sequence)
         self.pool.share(shared)
         # Those that are there already will want a block more each before long.
         if self.pool.free < count - len(shared) + len(self.prefilling) + len(self.decoding):
@@ -396,6 +351,16 @@ class Engine:
         sequence.computed = len(shared) * self.block_size
         self.reused_tokens += sequence.computed
         return True
+
+    def _published(self, sequence):
+        """The blocks of the units that a sequence begins with, as far as they are published."""
+        blocks, size = [], sequence.unit // self.block_size
+        for unit in range((self._prefill_end(sequence) - 1) // sequence.unit):  # the last token must be computed
+            found = [self.pool.published.get(sequence.digest(unit * size + i, self.block_size)) for i in range(size)]
+            if None in found:
+                break
+            blocks += found
+        return blocks
 
     def _grow(self, sequence):
         """Another block for a row, unless it has one or had to give its own up; the youngest give theirs up for it."""
@@ -415,20 +380,22 @@ class Engine:
     # Computing
 
     def _prefill(self, work):
-        """Logits [B, vocab_size] behind the tokens of the work."""
+        """Logits [B, vocab_size] behind the tokens of the work, and of rows that fill it up."""
+        self.computed_tokens += sum(count for _, count in work)
+        if self.piece:
+            work = [work[row] for row in call_rows([count for _, count in work])]
         sequences, queries = zip(*work)
         ids = np.concatenate([s.ids[s.computed:s.computed + count] for s, count in work])
         tables = np.full((len(work), self.tables.shape[1]), -1, np.int32)
         for row, sequence in enumerate(sequences):
             tables[row, :len(sequence.blocks)] = sequence.blocks
-        self.computed_tokens += len(ids)
         return self.model.prefill(ids, np.array(queries), np.array([s.computed + count for s, count in work]),
                                   np.array([s.prompt_length for s in sequences]), tables)
 
     def _decode(self):
         """Logits [B, vocab_size] behind the last token of every row, and of rows that fill the batch up."""
         count = len(self.decoding)
-        rows = np.arange(self._batch_size(count))
+        rows = np.arange(max(self._batch_size(count), len(call_rows([1] * count)) if self.piece else 0))
         rows[count:] = 0  # the first row once more, which writes the same to the same slot
         return self.model.decode(self.tokens[rows], self.lengths[rows], self.tables[rows])
 
@@ -450,13 +417,18 @@ class Engine:
             self._leave(sequence)
             del self.sequences[sequence.id]
             return output
+        self._decode_next(sequence)
+        return output
+
+    def _decode_next(self, sequence):
+        """Have the next step decode a sequence's first token that is not computed, in its row or in a new one."""
         if sequence.row is None:
             self.prefilling.remove(sequence)
             sequence.row = len(self.decoding)
             self.decoding.append(sequence)
             self.tables[sequence.row, :len(sequence.blocks)] = sequence.blocks
-        self.tokens[sequence.row], self.lengths[sequence.row] = output.token, sequence.length
-        return output
+        self.tokens[sequence.row] = sequence.ids[sequence.computed]
+        self.lengths[sequence.row] = sequence.computed + 1
 
     def _end(self, sequence, error=None):
         """End a sequence before its time; the Output."""

@@ -1,6 +1,6 @@
 """
-MindFormers' interface to generation (GenerationConfig, logits processors, streamers), with far less of the host's time a
-token, and with checks of prompts and settings.
+MindFormers' interface to generation (GenerationConfig, logits processors, streamers), with far less of the host's time
+a token, and with checks of prompts and settings.
 """
 import copy
 import time
@@ -15,7 +15,9 @@ from mindspore import Tensor
 
 import qwen_mindspore.text.chatml  # noqa: F401  registered with the model, so that one import serves a whole YAML
 import qwen_mindspore.text.processor  # noqa: F401
-from qwen_mindspore.generate.sampling import check_prompt, sample
+from qwen_mindspore.common.text import shown
+from qwen_mindspore.generate.blocks import call_rows, piece_size
+from qwen_mindspore.generate.sampling import check_prompt, next_token
 from qwen_mindspore.generate.settings import check_sampling
 from qwen_mindspore.model.causal_lm import CausalLM
 
@@ -53,8 +55,9 @@ class QwenForCausalLM(CausalLM):
             GenerateOutput of those, and of scores and logits, [B, vocab_size] a step, where asked for.
 
         Raises:
-            ValueError: An empty prompt, an id outside the vocabulary, a prompt that leaves no room for an answer, a
-                batch that the key/value cache can't hold, a setting out of range.
+            ValueError: A prompt that is empty or no list of ids, an id outside the vocabulary, a prompt that leaves no
+                room for an answer, a batch that the key/value cache can't hold, a setting out of range.
+            FloatingPointError: The logits of a sequence are not finite.
         """
         settings = copy.deepcopy(generation_config or GenerationConfig.from_model_config(self.config))
         settings.update(**kwargs)
@@ -69,10 +72,13 @@ class QwenForCausalLM(CausalLM):
         was_training = self.training
         self.set_train(False)
         start = time.time()
-        out = self._continue(prompts, limits, settings, processors, streamer, uniform)
+        try:
+            out = self._continue(prompts, limits, settings, processors, streamer, uniform)
+        finally:
+            if was_training:
+                self.set_train(True)
         generated = sum(map(len, out.sequences)) - sum(map(len, prompts))
         logger.info("%d tokens generated, %.1f tokens/s", generated, generated / (time.time() - start))
-        self.set_train(was_training)
         return out if settings.return_dict_in_generate else out.sequences
 
     def _continue(self, prompts, limits, settings, processors, streamer, uniform):
@@ -109,8 +115,7 @@ class QwenForCausalLM(CausalLM):
                 continue
             for processor in processors:
                 logits[row] = _process(processor, batch.ids[row:row + 1, :batch.lengths[row]], logits[row:row + 1])
-            scores = logits[row]
-            tokens.append(sample(scores, settings, uniform()) if settings.do_sample else int(scores.argmax()))
+            tokens.append(next_token(logits[row], settings, uniform, f"prompt {row}"))
         return tokens
 
     def _logits_of(self, batch, is_prompt):
@@ -119,9 +124,31 @@ class QwenForCausalLM(CausalLM):
         if not self.use_past:
             return self.whole(batch.ids[:, :lengths.max()], lengths, batch.prompt_lengths)
         if is_prompt:
-            ids = np.concatenate([ids[:length] for ids, length in zip(batch.ids, lengths)])
-            return self.prefill(ids, lengths, lengths, lengths, batch.block_tables)
-        return self.decode(batch.ids[np.arange(len(lengths)), lengths - 1], lengths, batch.block_tables)
+            return self._logits_of_prompts(batch)
+        rows = np.arange(len(lengths))
+        if piece_size(self.config):
+            rows = call_rows(np.ones_like(lengths))
+        ids = batch.ids[rows, lengths[rows] - 1]
+        return self.decode(ids, lengths[rows], batch.block_tables[rows])[:len(lengths)]
+
+    def _logits_of_prompts(self, batch):
+        """Logits [B, vocab_size] of the last tokens of prompts, computed at once, or, as in the engine, in pieces."""
+        size = piece_size(self.config)
+        if size is None:
+            return self._prefill_rows(batch, np.arange(len(batch.lengths)), 0, batch.lengths)
+        logits = np.empty((len(batch.lengths), self.config.vocab_size), np.float32)
+        for start in range(0, int(batch.lengths.max()), size):
+            ends = np.minimum(batch.lengths, start + size)
+            for rows in (np.flatnonzero(ends - start > 1), np.flatnonzero(ends - start == 1)):  # see `call_rows`
+                if len(rows):
+                    again = rows[call_rows(ends[rows] - start)]
+                    logits[rows] = self._prefill_rows(batch, again, start, ends)[:len(rows)]
+        return logits
+
+    def _prefill_rows(self, batch, rows, start, ends):
+        """Logits [rows, vocab_size] behind the tokens from `start` to `ends` [B] of some rows."""
+        ids = np.concatenate([batch.ids[row, start:ends[row]] for row in rows])
+        return self.prefill(ids, ends[rows] - start, ends[rows], batch.lengths[rows], batch.block_tables[rows])
 
     def _limit(self, row, prompt, settings):
         """How many tokens a sequence may have with its answer; ValueError where its prompt can't be answered."""
@@ -188,13 +215,23 @@ def _process(processor, ids, logits):
     return processor(Tensor(ids), Tensor(logits)).asnumpy()
 
 
+def _ids(prompt, number):
+    """A prompt as an int64 array; ValueError for what is no list of ids."""
+    if isinstance(prompt, Tensor):
+        prompt = prompt.asnumpy()
+    ids = np.asarray(prompt)
+    if ids.ndim != 1 or ids.size and ids.dtype.kind not in "iu":
+        raise ValueError(f"prompt {number}: expected a list of ids, found {shown(prompt)}")
+    return ids.astype(np.int64)
+
+
 def _prompts(input_ids, attention_mask, pad):
     """The prompts as int64 arrays, without padding."""
     if isinstance(input_ids, Tensor):
         input_ids = input_ids.asnumpy()
     if len(input_ids) == 0 or np.ndim(input_ids[0]) == 0:
         input_ids = [input_ids]
-    rows = [np.asarray(row, np.int64) for row in input_ids]
+    rows = [_ids(row, number) for number, row in enumerate(input_ids)]
     if attention_mask is None:
         return [row[:int(np.max(np.argwhere(row != pad), initial=-1)) + 1] for row in rows]
     mask = np.atleast_2d(np.asarray(attention_mask)).astype(bool)

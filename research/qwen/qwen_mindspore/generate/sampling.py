@@ -1,13 +1,53 @@
-"""The next token by its logits: exact sampling without sorting the vocabulary, and what must hold of prompts and logits."""
+"""The next token by its logits: exact sampling without sorting the vocabulary; what must hold of prompts and logits."""
 import numpy as np
 
-__all__ = ["check_prompt", "penalize", "sample"]
+__all__ = ["check_finite", "check_prompt", "next_token", "penalize", "sample"]
 
 NEAR = 1e-3  # of the largest weight: where the weights that hold top_p are looked for first
 GROUP = 64  # of logits, one of whose maximum tells whether top_k has to look at them
 
 
-def sample(logits, settings, uniform):
+def next_token(logits, settings, random, name):
+    """
+    The likeliest token, or with `do_sample` one that is drawn.
+
+    Args:
+        logits (np.ndarray): [vocab_size] float32; altered. -inf forbids a token.
+        settings (GenerationSettings or GenerationConfig): `do_sample`, and what `sample` takes.
+        random (Callable[[], float]): Gives the numbers from [0, 1) to draw by.
+        name (str): Whose logits they are, for the error.
+
+    Returns:
+        int, the token.
+
+    Raises:
+        FloatingPointError: See `check_finite`.
+    """
+    if settings.do_sample:
+        return sample(logits, settings, random(), name)
+    token = int(logits.argmax())  # of a NaN, where there is one
+    check_finite(logits[token], name)
+    return token
+
+
+def check_finite(value, name):
+    """
+    Make sure that numbers can be trusted.
+
+    Args:
+        value (float): Their maximum or their sum: it is not finite where one of them is NaN or infinite, but may be
+            where one is -inf, as processors write it to forbid a token.
+        name (str): What they belong to.
+
+    Raises:
+        FloatingPointError: The value is not finite.
+    """
+    if not np.isfinite(value):
+        raise FloatingPointError(f"{name}: the logits are not finite: float16 may have overflowed, then bfloat16 or "
+                                 "float32 helps (compute_dtype); else check the checkpoint")
+
+
+def sample(logits, settings, uniform, name="the prompt"):
     """
     Draw a token: softmax of logits / temperature, cut to the `top_k` likeliest tokens, then to the fewest likeliest
     ones that hold `top_p` of what is left.
@@ -17,21 +57,25 @@ def sample(logits, settings, uniform):
         settings (GenerationSettings or GenerationConfig): `temperature`, `top_k` (0 or None: off), `top_p` (1 or None:
             off).
         uniform (float): A random number from [0, 1).
+        name (str): Whose logits they are, for the error.
 
     Returns:
         int, the token.
+
+    Raises:
+        FloatingPointError: See `check_finite`.
 
     Source: Fan et al., arXiv:1805.04833 (top-k); Holtzman et al., arXiv:1904.09751 (top-p)
     """
     if settings.temperature not in (None, 1.0):
         logits /= settings.temperature
     top_k, top_p = settings.top_k or len(logits), settings.top_p or 1.0
-    weights = np.exp(logits - logits.max())
+    peak = logits.max()
+    check_finite(peak, name)
+    weights = np.exp(logits - peak)
     if top_k < len(logits):
         kept = _largest(weights, top_k)
         return _draw(kept, weights[kept], top_p, uniform)
-    if not np.isfinite(weights[-1]):
-        raise FloatingPointError("the logits are not finite")
     return _draw(None, weights, top_p, uniform)
 
 

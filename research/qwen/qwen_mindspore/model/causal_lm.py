@@ -1,6 +1,8 @@
 """Qwen with its language-model head, as a MindFormers model: the loss in training, logits otherwise, and steps of each."""
 import contextlib
 import copy
+import functools
+import threading
 
 import mindspore as ms
 import numpy as np
@@ -19,6 +21,17 @@ from qwen_mindspore.model.linear import Linear, QuantLinear, build_linear
 from qwen_mindspore.model.load import load_weights, prepare_weights
 
 __all__ = ["CausalLM"]
+
+_CALLS = threading.RLock()  # MindSpore hangs for ever where two threads run graphs, also of two models
+
+
+def _one_at_a_time(method):
+    """One call at a time in the whole process."""
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        with _CALLS:
+            return method(*args, **kwargs)
+    return call
 
 
 class CausalLM(PreTrainedModel):
@@ -87,11 +100,13 @@ class CausalLM(PreTrainedModel):
         self.load_checkpoint(config)
         self.collect()
 
+    @_one_at_a_time
     def __call__(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
                  prompt_lengths=None, q_seq_lens=None):
         """
         See the class. Outside training a graph takes any length: none is compiled again for a new one. But where the
         kernels don't mind how wide the block tables are, decoding has a graph for each batch size: it runs faster.
+        Calls of several threads, of whatever models of the process, wait for each other: MindSpore would hang.
         """
         if batch_valid_length is not None and batch_valid_length.ndim != 1:  # MindFormers' own loop gives [1, B]
             batch_valid_length = Tensor(batch_valid_length.asnumpy().reshape(-1))

@@ -3,16 +3,16 @@
 ChatML writes each message as `<|im_start|>ROLE\\nCONTENT<|im_end|>`; the model goes on from
 `<|im_start|>assistant\\n`. Prompts are equal to those of the reference's `make_context`.
 """
-from functools import partial
-
 from mindformers.mindformer_book import MindFormerBook
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from qwen_mindspore.text.tokenizer import IM_END, IM_START, QwenTokenizer
 
-__all__ = ["DEFAULT_SYSTEM", "ChatMLTokenizer", "decode_tokens", "get_stop_words_ids", "make_context"]
+__all__ = ["DEFAULT_SYSTEM", "ROLES", "ChatMLTokenizer", "as_messages", "decode_tokens", "get_stop_words_ids",
+           "make_context", "write_prompt"]
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
+ROLES = ("system", "user", "assistant")
 
 
 def make_context(tokenizer, query, history=None, system=DEFAULT_SYSTEM,
@@ -41,17 +41,74 @@ def make_context(tokenizer, query, history=None, system=DEFAULT_SYSTEM,
     """
     if _checked(chat_format) == "raw":
         return query, tokenizer.encode(query)
-    message = partial(_message, tokenizer)
+    messages = [*as_messages(history, system), {"role": "user", "content": query}]
+    return write_prompt(tokenizer, messages, max_window_size, max_length)
+
+
+def as_messages(history, system):
+    """Write a conversation of pairs as messages.
+
+    Args:
+        history (list[tuple[str, str]] | None): (query, response) pairs, oldest first.
+        system (str): the system message.
+
+    Returns:
+        list[dict], {"role": ..., "content": ...} of the system message and of each query and response.
+
+    Raises:
+        ValueError: a turn that is not a pair.
+    """
+    messages = [{"role": "system", "content": system}]
+    for query, response in _pairs(history):
+        messages += [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
+    return messages
+
+
+def write_prompt(tokenizer, messages, max_window_size=6144, max_length=None):
+    """Write the prompt of the next message in a conversation; see `make_context`.
+
+    A turn is a user's message, or several in a row, with what follows up to the next one. The last turn is what is
+    asked now, and stays.
+
+    Args:
+        tokenizer (QwenTokenizer): gives the ids.
+        messages (list[dict]): {"role": ..., "content": ...}; the system message is the usual one where the first
+            message is none.
+        max_window_size, max_length: as in `make_context`.
+
+    Returns:
+        (str, list[int]), the prompt and its ids.
+
+    Raises:
+        ValueError: there is nothing to answer.
+    """
+    if not messages or messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
+    if len(messages) == 1:
+        raise ValueError("messages: expected a question, found none")
     newline = "\n", tokenizer.encode("\n")
-    instruction = message("system", system)
-    turns = (_joined([newline, message("user", asked), newline, message("assistant", answered)])
-             for asked, answered in reversed(_pairs(history)))
+
+    def written(turn):
+        return _joined([part for message in turn
+                        for part in (newline, _message(tokenizer, message["role"], message["content"]))])
+
+    instruction = _message(tokenizer, "system", messages[0]["content"])
+    *turns, last = _turns(messages[1:])
     header = f"{IM_START}assistant\n", _header_ids(tokenizer, "assistant")
-    question = _joined([newline, message("user", query), newline, header])
+    question = _joined([written(last), newline, header])
     room = max_window_size - len(instruction[1])
     if max_length is not None:
         room = min(room, max_length - len(instruction[1]) - len(question[1]) + 1)
-    return _joined([instruction, *_newest(turns, room), question])
+    return _joined([instruction, *_newest(map(written, reversed(turns)), room), question])
+
+
+def _turns(messages):
+    turns = []
+    for message in messages:
+        if not turns or message["role"] == "user" != turns[-1][-1]["role"]:
+            turns.append([])
+        turns[-1].append(message)
+    return turns
 
 
 def _message(tokenizer, role, content):

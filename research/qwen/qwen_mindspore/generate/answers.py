@@ -1,0 +1,207 @@
+"""
+The one way from messages to an answer: a conversation and settings become the prompt of a request, what an engine
+brings for it becomes text, with the reason of its end. Chat, batch generation and whatever else answers stand on it.
+
+    answers = Answers(engine, tokenizer)
+    answers.add(prompt_of(messages, settings, tokenizer, model.config), settings)
+    while answers.has_work:
+        for answer in answers.step():
+            print(answer.text, answer.finish_reason)
+"""
+from qwen_mindspore.common.text import shown
+from qwen_mindspore.generate.engine import Request
+from qwen_mindspore.text.chatml import ROLES, get_stop_words_ids, write_prompt
+from qwen_mindspore.text.stream import TextStream
+
+__all__ = ["Answer", "Answers", "prompt_of", "room_of", "with_stop_words"]
+
+
+def room_of(config):
+    """int, the most tokens that a prompt and its answer may have together, by the model's QwenConfig."""
+    return min(config.seq_length, config.cache_blocks * config.block_size)
+
+
+def prompt_of(messages, settings, tokenizer, config, parse_special=False):
+    """
+    The prompt that asks for the next message of a conversation.
+
+    In ChatML the conversation is trimmed by whole turns, the oldest first, to `max_window_size` and to what the model
+    holds with an answer of `max_new_tokens`, or of a quarter of that room where they are more: see
+    `text.chatml.write_prompt`. The last turn stays whatever its length.
+
+    "raw" means a text that is continued. Control tokens that are typed in a text stay text, in "raw" as in ChatML.
+
+    Args:
+        messages (list[dict]): {"role": "system" | "user" | "assistant", "content": str}; a system message may only be
+            the first, and is the usual one where there is none. In "raw" one user's message, which is the text.
+        settings (GenerationSettings): `chat_format`, `max_window_size` and `max_new_tokens`.
+        tokenizer (QwenTokenizer): Gives the ids.
+        config (QwenConfig): The model's.
+        parse_special (bool): Control tokens that are typed in a text are control tokens. Only for "raw".
+
+    Returns:
+        list[int]. It may have more ids than the model holds: the engine refuses it then.
+
+    Raises:
+        ValueError: What is no such conversation; `parse_special` for ChatML.
+    """
+    _check(messages)
+    if settings.chat_format == "raw":
+        if len(messages) != 1 or messages[0]["role"] != "user":
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(f"messages: expected one user's text to continue (chat_format raw), found {roles}")
+        return tokenizer.encode(messages[0]["content"], allowed_special="all" if parse_special else set())
+    if parse_special:
+        raise ValueError("parse_special: in ChatML what a message says stays text; it is for chat_format raw")
+    room = room_of(config)
+    length = room - min(settings.max_new_tokens, room // 4)
+    return write_prompt(tokenizer, messages, settings.max_window_size, length)[1]
+
+
+def _check(messages):
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"messages: expected a list of {{role, content}}, found {shown(messages)}")
+    for number, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ROLES or not isinstance(message.get("content"), str):
+            raise ValueError(f"message {number}: expected a role of {', '.join(ROLES)} and text as content, found "
+                             f"{shown(message)}")
+        if role == "system" and number > 1:
+            raise ValueError(f"message {number}: expected the system message to be the first")
+
+
+def with_stop_words(settings, tokenizer):
+    """
+    Settings with what ends an answer besides their own stop words: `<|endoftext|>`, and in ChatML the control tokens
+    that begin and end a message. In "raw" there is nothing else; the reference's chat stops at "Human:" there, too.
+
+    Args:
+        settings (GenerationSettings): Any.
+        tokenizer (QwenTokenizer): The model's.
+
+    Returns:
+        GenerationSettings.
+    """
+    ends = get_stop_words_ids("chatml", tokenizer) if settings.chat_format == "chatml" else []
+    return settings.override(stop_words_ids=[*settings.stop_words_ids, *ends, [tokenizer.eod_id]])
+
+
+class Answer:
+    """
+    An answer that grows.
+
+    Args:
+        id (Hashable): The request's.
+        prompt (Sequence[int]): The request's.
+        settings (GenerationSettings): The request's.
+        tokenizer (QwenTokenizer): Decodes.
+
+    Attributes:
+        prompt_tokens (int): Of the prompt.
+        tokens (int): Of the answer so far, those of a stop word included.
+        finish_reason (str): None while it grows; "stop" at a stop word, whether of ids or a string; "length" where
+            `max_new_tokens`, or what the model holds, cut it off; "cancelled"; "error".
+        error (Exception): What went wrong, with "error".
+    """
+
+    def __init__(self, id, prompt, settings, tokenizer):
+        self.id, self.prompt_tokens, self.tokens = id, len(prompt), 0
+        self.finish_reason = self.error = None
+        self._is_chat = settings.chat_format == "chatml"
+        self._stream = TextStream(tokenizer, settings.stop_words, settings.stop_words_ids)
+
+    @property
+    def text(self):
+        """What there is of it, as far as it is certain: in ChatML without white space around it, in "raw" as it is."""
+        return self._stream.text.strip() if self._is_chat else self._stream.text
+
+    def add(self, output):
+        """
+        Take what a step of the engine brings.
+
+        Args:
+            output (Output): For this request.
+
+        Returns:
+            bool, whether the request must be cancelled: a stop string is complete, which the engine does not know of.
+        """
+        if output.token is not None:
+            self.tokens += 1
+            self._stream.put(output.token)
+        reason, self.error = output.finish_reason, output.error
+        if reason or self._stream.stopped:
+            self._stream.end()
+            self.finish_reason = "stop" if self._stream.stopped and reason in (None, "length") else reason
+        return bool(self.finish_reason and not reason)
+
+
+class Answers:
+    """
+    The answers that an engine is at work on.
+
+    Args:
+        engine (Engine): Generates.
+        tokenizer (QwenTokenizer): Its model's.
+
+    Attributes:
+        active (dict[Hashable, Answer]): Those that have not ended, by id.
+        tokens (int): Generated so far, of all.
+    """
+
+    def __init__(self, engine, tokenizer):
+        self.engine, self.tokenizer = engine, tokenizer
+        self.active, self.tokens = {}, 0
+
+    @property
+    def has_work(self):
+        """Whether there are answers that have not ended."""
+        return bool(self.active)
+
+    def add(self, prompt, settings, id=None):
+        """
+        Ask for an answer.
+
+        Args:
+            prompt (list[int]): See `prompt_of`.
+            settings (GenerationSettings): What else ends an answer is added to them, see `with_stop_words`.
+            id (Hashable): Default: the engine gives one.
+
+        Returns:
+            Answer, which `step` lets grow.
+
+        Raises:
+            ValueError: See `Engine.add`.
+        """
+        settings = with_stop_words(settings, self.tokenizer)
+        number = self.engine.add(Request(prompt, settings, id))
+        id = number if id is None else id
+        self.active[id] = answer = Answer(id, prompt, settings, self.tokenizer)
+        return answer
+
+    def step(self):
+        """
+        One step of the engine.
+
+        Returns:
+            list[Answer], those that have grown or ended.
+        """
+        changed = []
+        for output in self.engine.step():
+            answer = self.active.get(output.id)
+            if answer is None:  # a stop string ended it, and the engine says that it was cancelled
+                continue
+            self.tokens += output.token is not None
+            if answer.add(output):
+                self.engine.cancel(output.id)
+            if answer.finish_reason:
+                del self.active[output.id]
+            changed.append(answer)
+        return changed
+
+    def cancel_all(self):
+        """End all answers; the engine has no work of theirs afterwards."""
+        for id in self.active:
+            self.engine.cancel(id)
+        self.active = {}
+        if self.engine.has_work:
+            self.engine.step()
