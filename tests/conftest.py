@@ -12,6 +12,7 @@ import pytest  # noqa: E402
 import yaml  # noqa: E402
 
 from helpers import ROOT, TINY  # noqa: E402
+from qwen_mindspore.common.configs import read_config  # noqa: E402
 
 
 def pytest_collection_finish():
@@ -69,7 +70,7 @@ def build_tiny(tiny_checkpoint):
 def tiny_yaml(tmp_path_factory):
     """A function that writes a YAML of the golden model: the demo's with other sizes, and settings that differ."""
     def write(chat_format, **overrides):
-        config = yaml.safe_load((ROOT / "configs/predict_qwen_demo.yaml").read_text())
+        config = read_config(ROOT / "configs/predict_qwen_demo.yaml")
         config["model"]["model_config"].update(
             hidden_size=64, num_hidden_layers=3, num_attention_heads=4, kv_channels=16, intermediate_size=176,
             vocab_size=512, layer_norm_epsilon=1e-6, rotary_emb_base=10000, train_seq_length=64,
