@@ -11,37 +11,14 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
+from helpers.kernels import TOLERANCE, Layers, assert_same, compare_whole, layer_inputs, linear_weights, make_kernels
 from qwen_mindspore.checkpoint.packing import dequantize
-from qwen_mindspore.kernels import build_kernels, runnable_kernels
-from qwen_mindspore.kernels.cpu import build_library
-from qwen_mindspore.kernels.portable import PortableKernels
+from qwen_mindspore.kernels import runnable_kernels
 from qwen_mindspore.model.config import QwenConfig
 
-TOLERANCE = 2e-5
 RAGGED = [[1], [5], [17], [3, 16, 1], [33, 4, 18, 2, 31], [100, 32]]
 RESUMED = [([9], [1]), ([17], [16]), ([16, 5], [12, 5]), ([33, 18, 7, 40], [1, 18, 3, 39])]  # lengths, tokens to come
 HEADS = [(1, 16), (3, 64), (5, 128), (4, 18)]
-
-
-def make_kernels(name, heads=4, size=16, block_size=16, num_blocks=64, **settings):
-    return build_kernels(QwenConfig(kernels=name, hidden_size=heads * size, num_heads=heads, block_size=block_size,
-                                    num_blocks=num_blocks, **settings))
-
-
-@pytest.fixture(autouse=True)
-def no_forced_set(monkeypatch):
-    monkeypatch.delenv("QWEN_KERNELS", raising=False)
-
-
-@pytest.fixture(params=[name for name in runnable_kernels() if name != "portable"])
-def other_set(request):
-    return request.param
-
-
-@pytest.fixture
-def random():
-    generator = np.random.default_rng(0)
-    return lambda *shape: generator.standard_normal(shape, np.float32)
 
 
 def run(function, *inputs):
@@ -262,14 +239,6 @@ def test_writing_leaves_other_slots_alone(random):
     assert sorted(np.flatnonzero(changed)) == sorted(case.slots)
 
 
-def linear_weights(random, outputs, inputs, bias=False):
-    return (Tensor(random(outputs, inputs) / math.sqrt(inputs)), Tensor(random(outputs)) if bias else None)
-
-
-def assert_same(actual, expected):
-    np.testing.assert_allclose(actual.asnumpy(), expected.asnumpy(), atol=TOLERANCE, rtol=1e-5)
-
-
 # More tokens than a tile's, than a block's of tokens and than a vector's lanes; weights that don't fill a tile.
 TOKENS = [1, 2, 3, 4, 5, 16, 17, 48, 50, 500]
 
@@ -287,58 +256,6 @@ def test_own_linear(other_set, random, tokens, inputs, outputs, bias):
     portable, other = (make_kernels(name) for name in ("portable", other_set))
     x, weights = Tensor(random(tokens, inputs)), linear_weights(random, outputs, inputs, bias)
     assert_same(other.linear(x, weights), portable.linear(x, weights))
-
-
-def layer_inputs(random, tokens, heads, size, hidden=40, width=50):
-    """x, and the weights of both halves of a layer; how to rotate."""
-    attention = [(Tensor(random(hidden)), 1e-6)]
-    attention += [linear_weights(random, heads * size, hidden, bias=True) for _ in range(3)]
-    attention.append(linear_weights(random, hidden, heads * size))
-    feed_forward = [(Tensor(random(hidden)), 1e-6)]
-    feed_forward += [linear_weights(random, *shape) for shape in ((width, hidden), (hidden, width), (width, hidden))]
-    rotation = [Tensor(random(tokens, size // 2)) for _ in range(4)]
-    return (Tensor(random(tokens, hidden)), tuple(attention), tuple(feed_forward)), rotation
-
-
-class Layers:
-    """Layers as a kernel set runs them: all at once, or one after the other."""
-
-    def __init__(self, kernels, weights, caches=()):
-        self.kernels = kernels
-        self.layers = [(attention, feed_forward, caches) for attention, feed_forward in weights]
-        self.table = kernels.layer_table(self.layers) if kernels.runs_layers_at_once else None
-
-    def whole(self, x, rotation, ids):
-        if self.table:
-            return self._done(self.kernels.layers_whole(x, self.table.place(refresh=True), rotation, ids))
-        for attention, feed_forward, _ in self.layers:
-            x = self.kernels.layer_whole(x, attention, feed_forward, rotation, ids)
-        return x
-
-    def prefill(self, x, rotation, slots, tables, lengths, queries, positions, rows):
-        if self.table:
-            return self._at_once(x, rotation, slots, tables, lengths, queries)
-        layout = self.kernels.prefill_layout(tables, lengths, queries, positions, rows)
-        return self._one_by_one(x, rotation, slots, layout, True)
-
-    def decode(self, x, rotation, slots, tables, lengths):
-        if self.table:
-            return self._at_once(x, rotation, slots, tables, lengths, None)
-        return self._one_by_one(x, rotation, slots, self.kernels.decode_layout(tables, lengths), False)
-
-    def _at_once(self, x, rotation, *inputs):
-        return self._done(self.kernels.layers(x, self.table.place(refresh=True), rotation, *inputs))
-
-    def _one_by_one(self, x, rotation, slots, layout, prefill):
-        for attention, feed_forward, caches in self.layers:
-            x = self.kernels.layer(x, attention, feed_forward, rotation, caches, slots, layout, prefill)
-        return x
-
-    @staticmethod
-    def _done(out):
-        """Operations called outside a graph may run later, when the table is gone."""
-        out.asnumpy()
-        return out
 
 
 @pytest.mark.parametrize("heads, size", HEADS)
@@ -385,11 +302,6 @@ def test_own_linear_of_float16_weights(other_set, random, tokens, inputs, output
 def test_own_layer_of_other_widths(other_set, random, tokens, hidden, width):
     portable, other = (make_kernels(name, 3, 16) for name in ("portable", other_set))
     compare_whole(portable, other, layer_inputs(random, tokens, 3, 16, hidden, width), (1, tokens))
-
-
-def compare_whole(portable, other, inputs, shape):
-    ((x, *weights), rotation), ids = inputs, Tensor(np.zeros(shape, np.int32))
-    assert_same(*(Layers(kernels, [weights]).whole(x, rotation, ids) for kernels in (other, portable)))
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
@@ -467,92 +379,3 @@ def prefilled(case, inputs, rotation, parts):
         out = layers.prefill(Tensor(x.asnumpy()[chosen]), [Tensor(y.asnumpy()[chosen]) for y in rotation],
                              Tensor(case.slots[chosen]), *case.chosen(chosen))
     return out.asnumpy(), caches
-
-
-def quantized_weights(random, kernels, outputs, inputs, has_bias=False):
-    """The same for every set that is given, as that set holds it."""
-    quantization = kernels[0].quantization
-    shapes = quantization.shapes(outputs, inputs)
-    generator = np.random.default_rng(outputs)
-    weight = generator.integers(0, 256, shapes["weight"], np.uint8)
-    zeros = generator.integers(0, 2 ** quantization.bits, shapes["zeros"], np.uint8)
-    if quantization.sym:
-        zeros = np.full_like(zeros, 2 ** (quantization.bits - 1))
-    scales = np.abs(random(*shapes["scales"])) / 2 ** quantization.bits / math.sqrt(inputs)
-    order = Tensor(generator.permutation(inputs).astype(np.int32)) if quantization.desc_act else None
-    bias = Tensor(random(outputs)) if has_bias else None
-    return [(*map(Tensor, own.prepare_quantized(weight.copy(), scales, zeros)), order, bias) for own in kernels]
-
-
-# Groups that fill vectors and that don't, the last one short, one for all; 4 bits and 8.
-QUANTIZATIONS = [{"bits": bits, "group_size": size, "desc_act": desc_act, "sym": sym}
-                 for bits, size, desc_act, sym in [
-                     (4, 32, False, True), (4, 128, True, True), (4, -1, False, False), (4, 10, False, False),
-                     (4, 48, True, False), (8, 32, True, False), (8, -1, False, True), (8, 7, False, False),
-                     (8, 64, False, True)]]
-
-
-@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=str)
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
-@pytest.mark.parametrize("inputs, outputs, bias", [(64, 24, False), (200, 33, True)])
-def test_own_quantized_linear(other_set, random, quantization, tokens, inputs, outputs, bias):
-    kernels = [make_kernels(name, quantization=quantization) for name in ("portable", other_set)]
-    x = Tensor(random(tokens, inputs))
-    expected, actual = (own.linear(x, weights)
-                        for own, weights in zip(kernels, quantized_weights(random, kernels, outputs, inputs, bias)))
-    assert_same(actual, expected)
-
-
-@pytest.mark.parametrize("desc_act", [False, True])
-@pytest.mark.parametrize("tokens", [1, 3, 20])
-@pytest.mark.parametrize("quantized", ["all", "some"])
-def test_own_layer_of_quantized_linears(other_set, random, desc_act, tokens, quantized):
-    quantization = {"bits": 4, "group_size": 16, "desc_act": desc_act, "sym": not desc_act}
-    kernels = [make_kernels(name, 3, 16, quantization=quantization) for name in ("portable", other_set)]
-    (x, attention, feed_forward), rotation = layer_inputs(random, tokens, 3, 16)
-    layers = [[[half[0]] for half in (attention, feed_forward)] for _ in kernels]
-    for half, linears in enumerate((attention, feed_forward)):
-        for i, (weight, bias) in enumerate(linears[1:]):
-            both = [(weight, bias)] * 2
-            if quantized == "all" or i % 2:  # each with an order of its own
-                both = quantized_weights(random, kernels, *weight.shape, bias is not None)
-            for own, weights in zip(layers, both):
-                own[half].append(weights)
-    ids = Tensor(np.zeros((1, tokens), np.int32))
-    expected, actual = (Layers(own, [layer]).whole(x, rotation, ids) for own, layer in zip(kernels, layers))
-    assert_same(actual, expected)
-
-
-def test_four_bits_in_odd_groups_are_left_to_the_portable_set(other_set):
-    quantization = {"bits": 4, "group_size": 5}
-    assert type(make_kernels("auto", quantization=quantization)) is PortableKernels
-    with pytest.raises(ValueError, match="4-bit weights: expected an even group_size, found 5"):
-        make_kernels(other_set, quantization=quantization)
-
-
-def test_an_unknown_set_is_refused():
-    with pytest.raises(ValueError, match="kernels: expected one of auto, .*portable.*found 'cuda'"):
-        build_kernels(QwenConfig(kernels="cuda"))
-
-
-def test_the_environment_forces_a_set(monkeypatch):
-    monkeypatch.setenv("QWEN_KERNELS", "portable")
-    assert type(make_kernels("auto")) is PortableKernels
-
-
-def test_without_a_compiler_the_portable_set_is_taken_unless_the_other_is_forced(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert type(make_kernels("auto")) is PortableKernels
-    with pytest.raises(ValueError, match="kernels cpu: no C.. compiler no-such-compiler: install"):
-        make_kernels("cpu")
-
-
-def test_the_library_is_built_once_and_again_for_another_compiler(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = build_library()
-    built = first.stat().st_mtime_ns
-    assert build_library() == first and first.stat().st_mtime_ns == built
-    monkeypatch.setenv("CXX", "c++")
-    assert build_library() != first
-    assert sorted(path.suffix for path in first.parent.iterdir()) == [".so", ".so"], "nothing half-built is left"
