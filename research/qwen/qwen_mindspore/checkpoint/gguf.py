@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 from qwen_mindspore.checkpoint import files, names
+from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.files import replacing
 
 # GGUF name, Hugging Face name. The gate is `w2`, as everywhere in Qwen.
@@ -36,8 +37,7 @@ def write_gguf(folder, path, dtype="F32"):
         ValueError: no Qwen, a tensor is missing or misshapen, or llama.cpp can't hold this shape.
         OSError: a file is missing, or the disk is full.
     """
-    import gguf
-
+    gguf = import_extra("gguf", "gguf", f"{path}: writing a GGUF file")
     folder, path = Path(folder), Path(path)
     config = files.read_config(folder / "config.json")
     shapes = names.hf_shapes(config)
@@ -67,8 +67,7 @@ def write_gguf(folder, path, dtype="F32"):
 
 def gguf_bytes(path):
     """(bytes of all weights, bytes of those that a decode step reads: all but the embedding)."""
-    import gguf
-
+    gguf = import_extra("gguf", "gguf", f"{path}: reading a GGUF file")
     tensors = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
     total = sum(tensors.values())
     return total, total - tensors[EMBEDDING]
@@ -97,7 +96,6 @@ def _pairs(config):
 
 
 def _tensor_type(shape, dtype):
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, _ = GGML_QUANT_SIZES[dtype]
-    return dtype if len(shape) == 2 and shape[1] % block == 0 else GGMLQuantizationType.F32
+    gguf = import_extra("gguf", "gguf", "a GGUF file")
+    block, _ = gguf.GGML_QUANT_SIZES[dtype]
+    return dtype if len(shape) == 2 and shape[1] % block == 0 else gguf.GGMLQuantizationType.F32
