@@ -103,7 +103,8 @@ def test_mindformers_own_seam(tmp_path, tiny_ckpt, tiny_hf, tiny_settings):
 def inheriting(folder, settings, vocabulary, auto_register=False):
     """The path of a YAML that says what the golden model differs in from the demo's, and where its classes are."""
     content = {"base_config": str(ROOT / "configs/predict_qwen_demo.yaml"),
-               "model": {"model_config": settings, "arch": {}}, "processor": {"tokenizer": {"vocab_file": str(vocabulary)}},
+               "model": {"model_config": settings, "arch": {}},
+               "processor": {"tokenizer": {"vocab_file": str(vocabulary)}},
                "context": {"device_target": "CPU"}}
     if auto_register:
         content["model"]["model_config"] = {**settings, "auto_register": "qwen_config.QwenConfig"}
