@@ -81,8 +81,8 @@ def test_contradictions_are_refused_by_name(settings, named):
     ("compute_dtype", "fp16", "float16, bfloat16 or float32"),
     ("param_init_type", "int8", "float16, bfloat16 or float32"),
     ("emb_dropout_prob", 1.0, "a number from 0, below 1"),
-    ("eos_token_id", [1, -1], "a token id, an integer from 0, or a list of them or None"),
-    ("pad_token_id", "<|endoftext|>", "a token id, an integer from 0 or None"),
+    ("eos_token_id", [1, -2], "a token id, -1 for none, a list of them or None"),
+    ("pad_token_id", "<|endoftext|>", "a token id, -1 for none or None"),
     ("top_p", 1.5, "a number above 0, up to 1"),
     ("use_flash_attention", "never", "true or false or None"),
     ("checkpoint_name_or_path", 7, "a path or None"),
@@ -99,7 +99,8 @@ def test_a_value_of_another_kind_is_refused_by_name(key, value, expected):
     ("rms_norm_eps", "1e-5", 1e-5), ("rotary_emb_base", "1e6", 1e6), ("theta", np.float32(5e5), 5e5),
     ("rotary_emb_base", 10000, 10000), ("num_blocks", np.int64(7), 7), ("compute_dtype", "BFloat16", ms.bfloat16),
     ("compute_dtype", ms.float32, ms.float32),
-    ("eos_token_id", (1, 2), [1, 2]), ("eos_token_id", None, None), ("chat_format", None, None),
+    ("eos_token_id", (1, 2), [1, 2]), ("eos_token_id", None, None),
+    ("eos_token_id", -1, -1), ("chat_format", None, None),
     ("checkpoint_name_or_path", TINY, str(TINY)),
 ])
 def test_a_value_that_can_mean_one_thing_is_taken_for_it(key, value, meant):
