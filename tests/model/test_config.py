@@ -100,7 +100,7 @@ def test_a_value_of_another_kind_is_refused_by_name(key, value, expected):
     ("rotary_emb_base", 10000, 10000), ("num_blocks", np.int64(7), 7), ("compute_dtype", "BFloat16", ms.bfloat16),
     ("compute_dtype", ms.float32, ms.float32),
     ("eos_token_id", (1, 2), [1, 2]), ("eos_token_id", None, None),
-    ("eos_token_id", -1, -1), ("chat_format", None, None),
+    ("eos_token_id", -1, -1), ("chat_format", None, None), ("soc", "910B", "910B"),
     ("checkpoint_name_or_path", TINY, str(TINY)),
 ])
 def test_a_value_that_can_mean_one_thing_is_taken_for_it(key, value, meant):

@@ -158,6 +158,7 @@ USED = {
     "checkpoint_name_or_path": _optional(Kind("a path", _path)),
     "chat_format": _optional(Kind("raw, chatml", _choice("raw", "chatml"))),
     "kernels": TEXT,
+    "soc": _optional(TEXT),  # the NPU that the ascend set is for, where there is none to ask
     "quantization": Kind("a dict", lambda value: value, optional=True),  # see checkpoint.packing.Quantization
 }
 
