@@ -12,6 +12,7 @@ import pytest  # noqa: E402
 import yaml  # noqa: E402
 
 from helpers import ROOT, TINY  # noqa: E402
+from qwen_mindspore.common.configs import read_config  # noqa: E402
 
 
 def pytest_collection_finish():
@@ -66,15 +67,20 @@ def build_tiny(tiny_checkpoint):
 
 
 @pytest.fixture(scope="session")
-def tiny_yaml(tmp_path_factory):
+def tiny_settings():
+    """What the golden model's `model_config` differs in from the demo's."""
+    return {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "kv_channels": 16,
+            "intermediate_size": 176, "vocab_size": 512, "layer_norm_epsilon": 1e-6, "rotary_emb_base": 10000,
+            "train_seq_length": 64, "use_dynamic_ntk": True, "use_logn_attn": True, "seq_length": 256,
+            "eos_token_id": [258, 257, 256], "pad_token_id": 256}
+
+
+@pytest.fixture(scope="session")
+def tiny_yaml(tmp_path_factory, tiny_settings):
     """A function that writes a YAML of the golden model: the demo's with other sizes, and settings that differ."""
     def write(chat_format, **overrides):
-        config = yaml.safe_load((ROOT / "configs/predict_qwen_demo.yaml").read_text())
-        config["model"]["model_config"].update(
-            hidden_size=64, num_hidden_layers=3, num_attention_heads=4, kv_channels=16, intermediate_size=176,
-            vocab_size=512, layer_norm_epsilon=1e-6, rotary_emb_base=10000, train_seq_length=64,
-            use_dynamic_ntk=True, use_logn_attn=True, seq_length=256, eos_token_id=[258, 257, 256],
-            pad_token_id=256, chat_format=chat_format)
+        config = read_config(ROOT / "configs/predict_qwen_demo.yaml")
+        config["model"]["model_config"].update(tiny_settings, chat_format=chat_format)
         config["model"]["model_config"].update(overrides)
         path = tmp_path_factory.mktemp("yaml") / "tiny.yaml"
         path.write_text(yaml.safe_dump(config))

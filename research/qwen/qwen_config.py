@@ -1,4 +1,5 @@
-"""The model's configuration, as users of MindFormers import it."""
+"""The model's configuration, as users of MindFormers import it; importing it registers Qwen with MindFormers."""
+import qwen_mindspore.generate.loop  # noqa: F401  all that a YAML may name
 from qwen_mindspore.model.config import QwenConfig
 
 __all__ = ["QwenConfig"]

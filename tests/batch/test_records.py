@@ -144,10 +144,14 @@ def test_parquet(tmp_path):
         count_records(path, "parquet")
 
 
-def test_parquet_without_pyarrow_says_what_to_install(write, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match="in.parquet: reading Parquet needs pyarrow: pip install pyarrow"):
-        count_records(write("in.parquet", b""), "parquet")
+@pytest.mark.parametrize("package, name, format, what", [
+    ("pyarrow", "in.parquet", "parquet", "reading Parquet"), ("ijson", "in.json", "json", "reading a JSON array")])
+def test_without_a_package_it_says_what_to_install(package, name, format, what, write, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    path = write(name, b"[]")
+    with pytest.raises(ValueError) as error:
+        count_records(path, format)
+    assert str(error.value) == f"{path}: {what} needs {package}: pip install 'qwen-mindspore[batch]'"
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.csv", "in.tsv", "in.txt"])

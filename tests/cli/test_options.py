@@ -6,6 +6,7 @@ import sys
 import pytest
 from mindformers.models.llama import LlamaConfig
 
+from helpers import ROOT
 from qwen_mindspore.cli.options import add_common_options, add_generation_options, config_of, generation_options
 from qwen_mindspore.generate.build import build_config, build_tokenizer, resolve_device
 from qwen_mindspore.model.config import QwenConfig
@@ -23,6 +24,25 @@ def test_the_command_line_wins_over_the_yaml(tiny_yaml, tiny_ckpt):
     config = config_of(args)
     assert config.model.model_config.checkpoint_name_or_path == str(tiny_ckpt)
     assert (config.context.device_id, config.context.device_target) == (3, "CPU")
+
+
+@pytest.mark.parametrize("text, said", [
+    ("base_config: gone.yaml\n", "own.yaml: base_config: .*gone.yaml: no such file"),
+    ("model: [\n", "own.yaml: not valid YAML"),
+    ("model: {}\n", "own.yaml: expected a section model with model_config"),
+    ("model: {model_config: {type: QwenConfig}}\n", "own.yaml: expected a section processor with tokenizer"),
+])
+def test_a_yaml_that_is_none_of_a_model_is_refused_in_one_line(text, said, tmp_path, tiny_ckpt):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        config_of(parse("--config", str(tmp_path / "own.yaml"), "--load_checkpoint", str(tiny_ckpt)))
+
+
+def test_a_yaml_may_inherit_from_a_shipped_one(tmp_path, tiny_ckpt):
+    (tmp_path / "own.yaml").write_text(f"base_config: {ROOT}/configs/predict_qwen_demo.yaml\n"
+                                       "model: {model_config: {batch_size: 3}}\n")
+    config = config_of(parse("--config", str(tmp_path / "own.yaml"), "--load_checkpoint", str(tiny_ckpt)))
+    assert (config.model.model_config.batch_size, config.model.model_config.hidden_size) == (3, 576)
 
 
 def test_auto_is_the_cpu_where_there_is_no_npu():

@@ -5,7 +5,6 @@ machine can run, what it has of its own against `portable`.
 Inputs are random over shapes that tend to break kernels: one token, odd head counts, ragged lengths, half-full
 blocks, blocks in any order. Tolerance: float32 rounding of sums of the size in question.
 """
-import itertools
 import math
 
 import mindspore as ms
@@ -13,39 +12,15 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 
+from helpers.kernels import TOLERANCE, Layers, assert_same, compare_whole, layer_inputs, linear_weights, make_kernels
 from qwen_mindspore.checkpoint.packing import Quantization, dequantize
-from qwen_mindspore.common.cpus import usable_cpus
-from qwen_mindspore.kernels import build_kernels, runnable_kernels
-from qwen_mindspore.kernels.cpu import build_library, wanted_threads
-from qwen_mindspore.kernels.portable import PortableKernels
+from qwen_mindspore.kernels import runnable_kernels
 from qwen_mindspore.kernels.weights import Kind, Weights, packed_kind
 from qwen_mindspore.model.config import QwenConfig
 
-TOLERANCE = 2e-5
 RAGGED = [[1], [5], [17], [3, 16, 1], [33, 4, 18, 2, 31], [100, 32]]
 RESUMED = [([9], [1]), ([17], [16]), ([16, 5], [12, 5]), ([33, 18, 7, 40], [1, 18, 3, 39])]  # lengths, tokens to come
 HEADS = [(1, 16), (3, 64), (5, 128), (4, 18)]
-
-
-def make_kernels(name, heads=4, size=16, block_size=16, num_blocks=64, **settings):
-    return build_kernels(QwenConfig(kernels=name, hidden_size=heads * size, num_heads=heads, block_size=block_size,
-                                    num_blocks=num_blocks, **settings))
-
-
-@pytest.fixture(autouse=True)
-def no_forced_set(monkeypatch):
-    monkeypatch.delenv("QWEN_KERNELS", raising=False)
-
-
-@pytest.fixture(params=[name for name in runnable_kernels() if name != "portable"])
-def other_set(request):
-    return request.param
-
-
-@pytest.fixture
-def random():
-    generator = np.random.default_rng(0)
-    return lambda *shape: generator.standard_normal(shape, np.float32)
 
 
 def run(function, *inputs):
@@ -268,15 +243,6 @@ def test_writing_leaves_other_slots_alone(random):
     assert sorted(np.flatnonzero(changed)) == sorted(case.slots)
 
 
-def linear_weights(random, outputs, inputs, bias=False):
-    weight = Tensor(random(outputs, inputs) / math.sqrt(inputs))
-    return Weights(Kind.FLOAT32, weight, Tensor(random(outputs)) if bias else None)
-
-
-def assert_same(actual, expected):
-    np.testing.assert_allclose(actual.asnumpy(), expected.asnumpy(), atol=TOLERANCE, rtol=1e-5)
-
-
 # More tokens than a tile's, than a block's of tokens and than a vector's lanes; weights that don't fill a tile.
 TOKENS = [1, 2, 3, 4, 5, 16, 17, 48, 50, 500]
 
@@ -296,59 +262,17 @@ def test_own_linear(other_set, random, tokens, inputs, outputs, bias):
     assert_same(other.linear(x, other.bind(weights)), portable.linear(x, weights))
 
 
-def layer_inputs(random, tokens, heads, size, hidden=40, width=50):
-    """x, and the weights of both halves of a layer; how to rotate."""
-    attention = [(Tensor(random(hidden)), 1e-6)]
-    attention += [linear_weights(random, heads * size, hidden, bias=True) for _ in range(3)]
-    attention.append(linear_weights(random, hidden, heads * size))
-    feed_forward = [(Tensor(random(hidden)), 1e-6)]
-    feed_forward += [linear_weights(random, *shape) for shape in ((width, hidden), (hidden, width), (width, hidden))]
-    rotation = [Tensor(random(tokens, size // 2)) for _ in range(4)]
-    return (Tensor(random(tokens, hidden)), tuple(attention), tuple(feed_forward)), rotation
-
-
-class Layers:
-    """Layers as a kernel set runs them: all at once, or one after the other."""
-
-    def __init__(self, kernels, weights, caches=()):
-        self.kernels = kernels
-        for norm, *linears in itertools.chain(*weights):
-            for linear in linears:
-                kernels.bind(linear)
-        self.layers = [(attention, feed_forward, caches) for attention, feed_forward in weights]
-        self.table = kernels.layer_table(self.layers) if kernels.runs_at_once(weights) else None
-
-    def whole(self, x, rotation, ids):
-        if self.table:
-            return self._done(self.kernels.layers_whole(x, self.table.address(refresh=True), rotation, ids))
-        for attention, feed_forward, _ in self.layers:
-            x = self.kernels.layer_whole(x, attention, feed_forward, rotation, ids)
-        return x
-
-    def prefill(self, x, rotation, slots, tables, lengths, queries, positions, rows):
-        if self.table:
-            return self._at_once(x, rotation, slots, tables, lengths, queries)
-        layout = self.kernels.prefill_layout(tables, lengths, queries, positions, rows)
-        return self._one_by_one(x, rotation, slots, layout, True)
-
-    def decode(self, x, rotation, slots, tables, lengths):
-        if self.table:
-            return self._at_once(x, rotation, slots, tables, lengths, None)
-        return self._one_by_one(x, rotation, slots, self.kernels.decode_layout(tables, lengths), False)
-
-    def _at_once(self, x, rotation, *inputs):
-        return self._done(self.kernels.layers(x, self.table.address(refresh=True), rotation, *inputs))
-
-    def _one_by_one(self, x, rotation, slots, layout, prefill):
-        for attention, feed_forward, caches in self.layers:
-            x = self.kernels.layer(x, attention, feed_forward, rotation, caches, slots, layout, prefill)
-        return x
-
-    @staticmethod
-    def _done(out):
-        """Operations called outside a graph may run later, when the table is gone."""
-        out.asnumpy()
-        return out
+@pytest.mark.parametrize("kind, dtype", [(Kind.FLOAT16, ms.float16), (Kind.BFLOAT16, ms.bfloat16)])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
+@pytest.mark.parametrize("inputs, outputs", [(64, 96), (100, 33), (7, 1)])
+def test_own_linear_of_16_bit_weights(other_set, random, kind, dtype, tokens, inputs, outputs):
+    """They are widened, which is exact."""
+    portable, other = (make_kernels(name) for name in ("portable", other_set))
+    weight = Tensor(random(outputs, inputs) * 10.0 ** np.linspace(-7, 1, inputs), dtype)  # denormal ones, too
+    x, weights = Tensor(random(tokens, inputs)), Weights(kind, weight)
+    wide = Weights(Kind.FLOAT32, weight.astype(ms.float32))
+    assert_same(other.linear(x, other.bind(weights)), portable.linear(x, wide))
+    assert_same(portable.linear(x, weights), portable.linear(x, wide))
 
 
 @pytest.mark.parametrize("heads, size", HEADS)
@@ -381,29 +305,11 @@ def test_own_layer_with_an_8_bit_cache(other_set, random, lengths, heads, size):
             np.testing.assert_allclose(actual, expected, atol=0.03)
 
 
-@pytest.mark.parametrize("kind, dtype", [(Kind.FLOAT16, ms.float16), (Kind.BFLOAT16, ms.bfloat16)])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
-@pytest.mark.parametrize("inputs, outputs", [(64, 96), (100, 33), (7, 1)])
-def test_own_linear_of_16_bit_weights(other_set, random, kind, dtype, tokens, inputs, outputs):
-    """They are widened, which is exact."""
-    portable, other = (make_kernels(name) for name in ("portable", other_set))
-    weight = Tensor(random(outputs, inputs) * 10.0 ** np.linspace(-7, 1, inputs), dtype)  # denormal ones, too
-    x, weights = Tensor(random(tokens, inputs)), Weights(kind, weight)
-    wide = Weights(Kind.FLOAT32, weight.astype(ms.float32))
-    assert_same(other.linear(x, other.bind(weights)), portable.linear(x, wide))
-    assert_same(portable.linear(x, weights), portable.linear(x, wide))
-
-
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("hidden, width", [(64, 176), (36, 50)])
 def test_own_layer_of_other_widths(other_set, random, tokens, hidden, width):
     portable, other = (make_kernels(name, 3, 16) for name in ("portable", other_set))
     compare_whole(portable, other, layer_inputs(random, tokens, 3, 16, hidden, width), (1, tokens))
-
-
-def compare_whole(portable, other, inputs, shape):
-    ((x, *weights), rotation), ids = inputs, Tensor(np.zeros(shape, np.int32))
-    assert_same(*(Layers(kernels, [weights]).whole(x, rotation, ids) for kernels in (other, portable)))
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
@@ -481,106 +387,3 @@ def prefilled(case, inputs, rotation, parts):
         out = layers.prefill(Tensor(x.asnumpy()[chosen]), [Tensor(y.asnumpy()[chosen]) for y in rotation],
                              Tensor(case.slots[chosen]), *case.chosen(chosen))
     return out.asnumpy(), caches
-
-
-def quantized_weights(random, kernels, quantization, outputs, inputs, has_bias=False):
-    """The same for every set that is given, as that set holds it."""
-    shapes = quantization.shapes(outputs, inputs)
-    generator = np.random.default_rng(outputs)
-    weight = generator.integers(0, 256, shapes["weight"], np.uint8)
-    zeros = generator.integers(0, 2 ** quantization.bits, shapes["zeros"], np.uint8)
-    if quantization.sym:
-        zeros = np.full_like(zeros, 2 ** (quantization.bits - 1))
-    scales = np.abs(random(*shapes["scales"])) / 2 ** quantization.bits / math.sqrt(inputs)
-    order = Tensor(generator.permutation(inputs).astype(np.int32)) if quantization.desc_act else None
-    bias = Tensor(random(outputs)) if has_bias else None
-    held = [map(Tensor, own.prepare_quantized(quantization, weight.copy(), scales, zeros)) for own in kernels]
-    return [own.bind(Weights(packed_kind(quantization.bits), weight, bias, quantization, scales, zeros, order))
-            for own, (weight, scales, zeros) in zip(kernels, held)]
-
-
-# Groups that fill vectors and that don't, the last one short, one for all; 4 bits and 8.
-QUANTIZATIONS = [Quantization(bits, size, desc_act=desc_act, sym=sym) for bits, size, desc_act, sym in [
-                     (4, 32, False, True), (4, 128, True, True), (4, -1, False, False), (4, 10, False, False),
-                     (4, 48, True, False), (8, 32, True, False), (8, -1, False, True), (8, 7, False, False),
-                     (8, 64, False, True)]]
-
-
-@pytest.mark.parametrize("quantization", QUANTIZATIONS, ids=str)
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 50])
-@pytest.mark.parametrize("inputs, outputs, bias", [(64, 24, False), (200, 33, True)])
-def test_own_quantized_linear(other_set, random, quantization, tokens, inputs, outputs, bias):
-    kernels = [make_kernels(name) for name in ("portable", other_set)]
-    x = Tensor(random(tokens, inputs))
-    both = quantized_weights(random, kernels, quantization, outputs, inputs, bias)
-    expected, actual = (own.linear(x, weights) for own, weights in zip(kernels, both))
-    assert_same(actual, expected)
-
-
-@pytest.mark.parametrize("desc_act", [False, True])
-@pytest.mark.parametrize("tokens", [1, 3, 20])
-@pytest.mark.parametrize("quantized", ["all", "some"])
-def test_own_layer_of_quantized_linears(other_set, random, desc_act, tokens, quantized):
-    quantization = Quantization(4, 16, desc_act=desc_act, sym=not desc_act)
-    kernels = [make_kernels(name, 3, 16) for name in ("portable", other_set)]
-    (x, attention, feed_forward), rotation = layer_inputs(random, tokens, 3, 16)
-    layers = [[[half[0]] for half in (attention, feed_forward)] for _ in kernels]
-    for half, linears in enumerate((attention, feed_forward)):
-        for i, linear in enumerate(linears[1:]):
-            both = [linear] * 2
-            if quantized == "all" or i % 2:  # each with an order of its own
-                both = quantized_weights(random, kernels, quantization, *linear.weight.shape, linear.bias is not None)
-            for own, weights in zip(layers, both):
-                own[half].append(weights)
-    ids = Tensor(np.zeros((1, tokens), np.int32))
-    expected, actual = (Layers(own, [layer]).whole(x, rotation, ids) for own, layer in zip(kernels, layers))
-    assert_same(actual, expected)
-
-
-def test_four_bits_in_odd_groups_are_left_to_the_portable_set(other_set):
-    quantization = {"bits": 4, "group_size": 5}
-    assert type(make_kernels("auto", quantization=quantization)) is PortableKernels
-    with pytest.raises(ValueError, match="4-bit weights: expected an even group_size, found 5"):
-        make_kernels(other_set, quantization=quantization)
-
-
-def test_an_unknown_set_is_refused():
-    with pytest.raises(ValueError, match="kernels: expected one of auto, .*portable.*found 'cuda'"):
-        build_kernels(QwenConfig(kernels="cuda"))
-
-
-def test_the_environment_forces_a_set(monkeypatch):
-    monkeypatch.setenv("QWEN_KERNELS", "portable")
-    assert type(make_kernels("auto")) is PortableKernels
-
-
-def test_without_a_compiler_the_portable_set_is_taken_unless_the_other_is_forced(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert type(make_kernels("auto")) is PortableKernels
-    with pytest.raises(ValueError, match="kernels cpu: no C.. compiler no-such-compiler: install"):
-        make_kernels("cpu")
-
-
-@pytest.mark.parametrize("wanted", ["0", "-1", "many", "1.5"])
-def test_a_number_of_threads_that_can_not_be(monkeypatch, wanted):
-    monkeypatch.setenv("QWEN_NUM_THREADS", wanted)
-    with pytest.raises(ValueError, match=f"QWEN_NUM_THREADS: expected a positive number, found '{wanted}'"):
-        make_kernels("cpu")
-
-
-def test_there_is_a_thread_for_each_processor_that_may_be_used(monkeypatch):
-    monkeypatch.delenv("QWEN_NUM_THREADS", raising=False)
-    assert wanted_threads() == usable_cpus()
-    monkeypatch.setenv("QWEN_NUM_THREADS", "3")
-    assert wanted_threads() == 3
-
-
-def test_the_library_is_built_once_and_again_for_another_compiler(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = build_library()
-    built = first.stat().st_mtime_ns
-    assert build_library() == first and first.stat().st_mtime_ns == built
-    monkeypatch.setenv("CXX", "c++")
-    assert build_library() != first
-    assert sorted(path.suffix for path in first.parent.iterdir()) == [".so", ".so"], "nothing half-built is left"

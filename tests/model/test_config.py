@@ -1,11 +1,15 @@
 """QwenConfig: names, sizes, files and what it refuses."""
 import json
 
+import mindspore as ms
+import numpy as np
 import pytest
+import yaml
 from mindformers import LlamaConfig
 
 from helpers import TINY
 from qwen_mindspore.model.config import QwenConfig
+from qwen_mindspore.model.config_keys import check_key
 
 
 def test_both_vocabularies_of_names_say_the_same():
@@ -58,6 +62,111 @@ def test_contradictions_are_refused_by_name(settings, named):
         QwenConfig(**settings)
 
 
+@pytest.mark.parametrize("key, value, expected", [
+    ("num_blocks", -5, "a positive integer or None"),
+    ("num_blocks", 0, "a positive integer or None"),
+    ("rms_norm_eps", "x", "a number above 0"),
+    ("layer_norm_epsilon", 0, "a number above 0"),
+    ("rms_norm_eps", float("nan"), "a number above 0"),
+    ("theta", None, "a number above 0"),
+    ("rotary_emb_base", True, "a number above 0"),
+    ("max_position_embeddings", "8192", "a positive integer or None"),
+    ("batch_size", 1.5, "a positive integer"),
+    ("block_size", True, "a positive integer"),
+    ("num_hidden_layers", "24", "a positive integer"),
+    ("use_dynamic_ntk", "perhaps", "true or false"),
+    ("use_past", 2, "true or false"),
+    ("tie_word_embeddings", None, "true or false"),
+    ("chat_format", "chatlm", "raw, chatml or None"),
+    ("compute_dtype", "fp16", "float16, bfloat16 or float32"),
+    ("param_init_type", "int8", "float16, bfloat16 or float32"),
+    ("emb_dropout_prob", 1.0, "a number from 0, below 1"),
+    ("eos_token_id", [1, -2], "a token id, -1 for none, a list of them or None"),
+    ("pad_token_id", "<|endoftext|>", "a token id, -1 for none or None"),
+    ("top_p", 1.5, "a number above 0, up to 1"),
+    ("use_flash_attention", "never", "true or false or None"),
+    ("checkpoint_name_or_path", 7, "a path or None"),
+    ("model_type", "llama", "'qwen'"),
+])
+def test_a_value_of_another_kind_is_refused_by_name(key, value, expected):
+    with pytest.raises(ValueError) as error:
+        QwenConfig(**{key: value})
+    assert str(error.value) == f"{key}: expected {expected}, found {value!r}"
+
+
+@pytest.mark.parametrize("key, value, meant", [
+    ("use_dynamic_ntk", "false", False), ("use_past", "True", True), ("use_logn_attn", 0, False),
+    ("rms_norm_eps", "1e-5", 1e-5), ("rotary_emb_base", "1e6", 1e6), ("theta", np.float32(5e5), 5e5),
+    ("rotary_emb_base", 10000, 10000), ("num_blocks", np.int64(7), 7), ("compute_dtype", "BFloat16", ms.bfloat16),
+    ("compute_dtype", ms.float32, ms.float32),
+    ("eos_token_id", (1, 2), [1, 2]), ("eos_token_id", None, None),
+    ("eos_token_id", -1, -1), ("chat_format", None, None), ("soc", "910B", "910B"),
+    ("checkpoint_name_or_path", TINY, str(TINY)),
+])
+def test_a_value_that_can_mean_one_thing_is_taken_for_it(key, value, meant):
+    found = getattr(QwenConfig(**{key: value}), key)
+    assert (found, type(found)) == (meant, type(meant))
+
+
+@pytest.mark.parametrize("key, near", [
+    ("hiden_size", "; did you mean hidden_size?"), ("use_dynamic_nkt", "; did you mean use_dynamic_ntk?"),
+    ("num_hiden_layers", "; did you mean num_hidden_layers?"), ("chatformat", "; did you mean chat_format?"),
+    ("zzz", ""),
+])
+def test_a_key_that_there_is_not_is_refused_with_the_nearest_one(key, near):
+    with pytest.raises(ValueError) as error:
+        QwenConfig(**{key: 3})
+    assert str(error.value) == f"{key}: no such key of a QwenConfig{near}"
+    with pytest.raises(ValueError, match=key):
+        QwenConfig.from_hf_config(TINY, **{key: 3})
+
+
+def test_every_key_of_mindformers_and_of_a_released_config_is_known():
+    hf = json.loads((TINY / "config.json").read_text())
+    values = {**LlamaConfig().to_dict(), **hf}
+    for key in values:
+        check_key(key)
+    assert QwenConfig(**hf).hidden_size == 64
+
+
+def test_what_is_set_later_is_checked_by_validate():
+    config = QwenConfig()
+    config.use_past, config.compute_dtype, config.intermediate_size = "true", "float32", 512
+    config.validate()
+    assert (config.use_past, config.compute_dtype, config.ffn_hidden_size) == (True, ms.float32, 256)
+    config.num_blocks = -5
+    with pytest.raises(ValueError, match="num_blocks: expected a positive integer or None, found -5"):
+        config.validate()
+
+
+def test_the_width_of_a_branch_is_derived_and_may_not_contradict():
+    assert QwenConfig(intermediate_size=512, ffn_hidden_size=256).ffn_hidden_size == 256
+    with pytest.raises(ValueError, match="ffn_hidden_size: 512 contradicts intermediate_size: 512"):
+        QwenConfig(intermediate_size=512, ffn_hidden_size=512)
+
+
+SETTINGS = {"eos_token_id": [151645, 151643], "compute_dtype": "bfloat16", "chat_format": None, "num_blocks": 7,
+            "quantization": {"bits": 4, "group_size": 32}, "rms_norm_eps": 1e-5, "use_dynamic_ntk": False,
+            "intermediate_size": 512, "pad_token_id": None, "checkpoint_name_or_path": "qwen_7b"}
+
+
+@pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["defaults", "others"])
+def test_a_config_that_is_saved_and_read_again_is_equal(settings, tmp_path):
+    config = QwenConfig(**settings)
+    assert QwenConfig(**config.to_dict()) == config
+    config.save_pretrained(str(tmp_path), save_name="saved")
+    assert QwenConfig.from_pretrained(str(tmp_path / "saved.yaml")) == config
+    config.save_pretrained(str(tmp_path), save_json=True)
+    assert QwenConfig.from_pretrained(str(tmp_path)) == config
+
+
+def test_saving_leaves_what_else_is_in_the_yaml(tmp_path):
+    (tmp_path / "saved.yaml").write_text("run_mode: predict\nmodel: {}\n")
+    QwenConfig().save_pretrained(str(tmp_path), save_name="saved")
+    whole = yaml.safe_load((tmp_path / "saved.yaml").read_text())
+    assert (whole["run_mode"], whole["model"]["arch"]["type"]) == ("predict", "QwenForCausalLM")
+
+
 def test_from_hf_config_reads_a_file_or_its_folder():
     config = QwenConfig.from_hf_config(TINY / "config.json")
     assert config.to_dict() == QwenConfig.from_hf_config(str(TINY)).to_dict()
@@ -96,11 +205,19 @@ def test_from_hf_config_reads_how_a_converted_checkpoint_is_quantized(tmp_path):
     assert (config.quantization, config.use_cache_quantization) == (quantization, True)
 
 
+def test_from_hf_config_passes_over_what_other_programs_put_into_the_file(tmp_path, caplog):
+    settings = {**json.loads((TINY / "config.json").read_text()), "id2label": {}, "hiden_size": 3}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert QwenConfig.from_hf_config(tmp_path) == QwenConfig.from_hf_config(TINY)
+    assert "of no meaning here and ignored: id2label, hiden_size" in caplog.text
+
+
 @pytest.mark.parametrize("content, said", [
     ("{", "not valid JSON"),
     ('{"model_type": "qwen2"}', "model_type: expected 'qwen'"),
     ('{"model_type": "qwen", "quantization_config": {"bits": 4}}', "quantization_config: this is AutoGPTQ's"),
     ('{"model_type": "qwen", "quantization": {"bits": 3, "group_size": 8}}', "quantization: bits: expected 4 or 8"),
+    ('{"model_type": "qwen", "use_logn_attn": "often"}', "use_logn_attn: expected true or false, found 'often'"),
     ('{"model_type": "qwen", "hidden_size": 100, "num_attention_heads": 3}', "hidden_size"),
 ])
 def test_from_hf_config_names_the_file_that_is_wrong(tmp_path, content, said):
@@ -124,6 +241,15 @@ def test_a_plain_llama_config_means_what_it_meant_to_the_first_port():
     assert config.ffn_hidden_size == 11008, "Llama's rule: two thirds of four times hidden_size, in steps of 256"
     assert config.cache_blocks == 2 * 1024 // 16
     assert (config.use_dynamic_ntk, config.use_logn_attn) == (False, False)
+
+
+def test_a_plain_llama_config_may_carry_anything_but_what_is_read_must_be_right():
+    llama = LlamaConfig(seq_length=1024, multi_query_group_num=2, fine_grain_interleave="x", zzz=object())
+    assert QwenConfig.from_llama_config(llama).to_dict() == QwenConfig.from_llama_config(
+        LlamaConfig(seq_length=1024)).to_dict()
+    for key, value in {"rms_norm_eps": "x", "rotary_emb_base": "x", "batch_size": 0, "use_dynamic_ntk": "x"}.items():
+        with pytest.raises(ValueError, match=f"{key}: expected"):
+            QwenConfig.from_llama_config(LlamaConfig(**{key: value}))
 
 
 def test_the_width_in_a_llama_config_is_that_of_one_branch():

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import ijson
+from qwen_mindspore.common.extras import import_extra
 
 __all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records"]
 
@@ -143,6 +143,7 @@ class JsonArray(Rows):
     @staticmethod
     def rows(path, _=None):
         """(number, value) of each item."""
+        ijson = import_extra("ijson", "batch", f"{path}: reading a JSON array")
         with open(path, "rb") as file:
             _skip_mark(file, path)
             start = file.tell()
@@ -253,14 +254,12 @@ FORMATS = {"jsonl": JsonLines, "json": JsonArray, "csv": Csv, "tsv": Tsv, "parqu
 
 @contextmanager
 def _parquet(path):
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ValueError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow==19.0.0") from None
+    parquet = import_extra("pyarrow.parquet", "batch", f"{path}: reading Parquet")
+    arrow_error = import_extra("pyarrow", "batch", f"{path}: reading Parquet").ArrowException
     try:
         with parquet.ParquetFile(path) as file:
             yield file
-    except (ArrowException, OSError) as error:
+    except (arrow_error, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file that can be read: {error}") from None
 
 

@@ -14,6 +14,7 @@ from qwen_mindspore.checkpoint.convert import convert_weight
 from qwen_mindspore.checkpoint.demo_model import MODEL_NAME
 from qwen_mindspore.checkpoint.gguf import gguf_bytes, write_gguf
 from qwen_mindspore.checkpoint.replace import repair
+from qwen_mindspore.common.configs import read_config
 from qwen_mindspore.common.files import cache_folder, configs_folder
 from qwen_mindspore.common.progress import say
 
@@ -88,13 +89,11 @@ def find_model(args):
 
 
 def _read_yaml(path):
-    import yaml
-
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["model_config"]
-    except (yaml.YAMLError, KeyError, TypeError):
+        config = read_config(path)["model"]["model_config"]
+        return {key: value for key, value in config.items() if key != "type"}
+    except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: expected a YAML with model.model_config, as in {configs_folder()}") from None
-    return {key: value for key, value in config.items() if key != "type"}
 
 
 def _converted(hf):

@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.files import cache_folder, check_disk, replacing, sha256, to_json
 from qwen_mindspore.common.progress import say
 from qwen_mindspore.families import QWEN
@@ -147,10 +148,10 @@ def check_sha256(path, expected):
 
 def write_model(gguf_path, folder):
     """Rewrite the Llama model of `gguf_path` as the four files of a Qwen model in `folder`."""
-    import gguf
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    gguf = import_extra("gguf", "gguf", "the demo model")
     reader = gguf.GGUFReader(gguf_path)
     tokens = reader.get_field("tokenizer.ggml.tokens").contents()
     ranks, rows = rank_tokens(tokens, reader.get_field("tokenizer.ggml.token_type").contents())
@@ -184,9 +185,8 @@ def rank_tokens(tokens, token_types):
         (ranks, rows): the bytes of each rank; and for each row of the new embedding the id it comes from,
         or None for a row that stands for nothing in the original.
     """
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
-
-    byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
+    gpt2 = import_extra("transformers.models.gpt2.tokenization_gpt2", "gguf", "the demo model")
+    byte_of = {char: byte for byte, char in gpt2.bytes_to_unicode().items()}
     normal = [index for index, kind in enumerate(token_types) if kind == NORMAL_TOKEN]
     ranks = [bytes(byte_of[char] for char in tokens[index]) for index in normal]
     known = set(ranks)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from qwen_mindspore.checkpoint.files import HUGGING_FACE, Checkpoint, check_tensors, checkpoint_files, read_config
 from qwen_mindspore.checkpoint.names import hf_shapes, ms_to_hf
+from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.files import replacing
 from qwen_mindspore.families import QWEN, family_of
 
@@ -27,8 +28,7 @@ def write_gguf(folder, path, dtype="F32"):
         ValueError: no Qwen, a tensor is missing or misshapen, or llama.cpp can't hold this shape.
         OSError: a file is missing, or the disk is full.
     """
-    import gguf
-
+    gguf = import_extra("gguf", "gguf", f"{path}: writing a GGUF file")
     folder, path = Path(folder), Path(path)
     config = read_config(folder / "config.json")
     if family_of(config) is not QWEN:  # llama.cpp keeps the rows of q and k of other families in another order
@@ -59,8 +59,7 @@ def write_gguf(folder, path, dtype="F32"):
 
 def gguf_bytes(path):
     """(bytes of all weights, bytes of those that a decode step reads: all but the embedding)."""
-    import gguf
-
+    gguf = import_extra("gguf", "gguf", f"{path}: reading a GGUF file")
     tensors = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
     total = sum(tensors.values())
     return total, total - tensors[EMBEDDING]
@@ -90,7 +89,6 @@ def _pairs(config):
 
 
 def _tensor_type(shape, dtype):
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block, _ = GGML_QUANT_SIZES[dtype]
-    return dtype if len(shape) == 2 and shape[1] % block == 0 else GGMLQuantizationType.F32
+    gguf = import_extra("gguf", "gguf", "a GGUF file")
+    block, _ = gguf.GGML_QUANT_SIZES[dtype]
+    return dtype if len(shape) == 2 and shape[1] % block == 0 else gguf.GGMLQuantizationType.F32

@@ -1,6 +1,7 @@
 """From a YAML to a model that answers: its config, the device, the tokenizer, the weights."""
 from pathlib import Path
 
+from qwen_mindspore.common.configs import read_config
 from qwen_mindspore.common.files import configs_folder
 
 __all__ = ["build_config", "build_model", "build_tokenizer", "load_config", "resolve_device", "set_context"]
@@ -20,14 +21,16 @@ def load_config(path, checkpoint="", device_target=None, device_id=None):
         MindFormerConfig, whose checkpoint and `context.device_target` are settled.
 
     Raises:
-        FileNotFoundError, ValueError: No such YAML or checkpoint, or none named.
+        FileNotFoundError: No such YAML, or one that it inherits from, or checkpoint.
+        ValueError: Not a YAML of a model, or no checkpoint is named.
     """
     from mindformers.tools.register.config import MindFormerConfig
 
     from qwen_mindspore.model.load import checkpoint_files
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path}: no such file; the shipped ones are in {configs_folder()}")
-    config = MindFormerConfig(path)
+    _check_sections(path, read_config(path))
+    config = MindFormerConfig(str(path))
     model_config = config.model.model_config
     checkpoint = checkpoint or config.load_checkpoint or model_config.checkpoint_name_or_path
     if not checkpoint:
@@ -41,6 +44,14 @@ def load_config(path, checkpoint="", device_target=None, device_id=None):
         config.context.device_id = device_id
     config.save_file = str(Path(config.output_dir or "./output") / "text_generation_result.txt")
     return config
+
+
+def _check_sections(path, content):
+    """ValueError for a YAML that lacks what every command reads."""
+    for section, key in (("model", "model_config"), ("processor", "tokenizer")):
+        found = content.get(section)
+        if not isinstance(found, dict) or not isinstance(found.get(key), dict):
+            raise ValueError(f"{path}: expected a section {section} with {key}, as in the YAMLs in {configs_folder()}")
 
 
 def resolve_device(target):

@@ -2,23 +2,17 @@
 import json
 from pathlib import Path
 
+import yaml
 from mindformers.models.llama.llama_config import LlamaConfig
+from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from qwen_mindspore.checkpoint.packing import EMBEDDING, HEAD, Quantization
+from qwen_mindspore.common.files import replacing
 from qwen_mindspore.families import QWEN, family_of
+from qwen_mindspore.model.config_keys import HF_ONLY, KINDS, QWEN_NAMES, USED, check_key, checked, is_known
 
 __all__ = ["QwenConfig"]
-
-# Qwen's own name -> MindFormers' name of the same thing.
-QWEN_NAMES = {
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "layer_norm_epsilon": "rms_norm_eps",
-    "rotary_emb_base": "theta",
-    "max_position_embeddings": "max_position_embedding",
-    "initializer_range": "init_method_std",
-}
 
 # Where Qwen-7B differs from LlamaConfig's defaults.
 QWEN_DEFAULTS = {
@@ -49,10 +43,9 @@ QWEN_CONSTANTS = {
     "attn_dropout_prob": 0.0,
 }
 
-# Keys of a Hugging Face config.json that say nothing about this implementation.
-HF_ONLY = {"model_type", "auto_map", "transformers_version", "tokenizer_type", "tokenizer_class", "use_cache",
-           "use_cache_kernel", "use_flash_attn", "onnx_safe", "softmax_in_fp32", "torch_dtype", "architectures",
-           "bf16", "fp16", "fp32", "quantization_config", "_name_or_path"}
+# What is of no meaning in a QwenConfig, though it stands in files that one is read from.
+NOT_KEPT = (HF_ONLY | {"mindformers_version", "type"}) - {"architectures", "tokenizer_class", "quantization_config",
+                                                          "_name_or_path"}
 
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
@@ -83,12 +76,12 @@ class QwenConfig(LlamaConfig):
         kernels (str): The kernel set: "auto" or a name listed in `kernels`. Default: "auto".
         use_cache_quantization (bool): Keep keys and values in 8 bits: a quarter of a float32 cache, and half of a
             16-bit one, scales aside. Only with `use_past`. Default: False.
-        quantization (dict): How weights are quantized: see `checkpoint.packing.Quantization`. A checkpoint's config.json
-            says it as well, and that is enough. Default: None, they are not.
+        quantization (dict): How weights are quantized: see `checkpoint.packing.Quantization`. A checkpoint's
+            config.json says it as well, and that is enough. Default: None, they are not.
 
     Raises:
-        ValueError: Two names of one thing with different values, sizes that don't fit each other, or a setting that
-            no Qwen has.
+        ValueError: A key that there isn't, a value that its key doesn't take, two names of one thing with different
+            values, sizes that don't fit each other, or a setting that no Qwen has. See `model.config_keys`.
 
     Source: https://huggingface.co/Qwen/Qwen-7B/blob/main/configuration_qwen.py
     """
@@ -97,7 +90,7 @@ class QwenConfig(LlamaConfig):
     attribute_map = QWEN_NAMES
 
     def __init__(self, **kwargs):
-        values = {**QWEN_DEFAULTS, **_to_mindformers_names(kwargs)}
+        values = {**QWEN_DEFAULTS, **_to_mindformers_names(_checked(kwargs))}
         for key, fixed in QWEN_CONSTANTS.items():
             if values.get(key, fixed) != fixed:
                 raise ValueError(f"{key}: expected {fixed}, as in every Qwen this model can build, "
@@ -106,21 +99,29 @@ class QwenConfig(LlamaConfig):
             ("kv_channels", None), ("train_seq_length", None), ("use_dynamic_ntk", True), ("use_logn_attn", True),
             ("emb_dropout_prob", 0.0), ("chat_format", "raw"), ("kernels", "auto"),
             ("use_cache_quantization", False))}
-        super().__init__(**values)
+        ffn_hidden_size = values.pop("ffn_hidden_size", None)
+        if values.pop("model_type", self.model_type) != self.model_type:
+            raise ValueError(f"model_type: expected {self.model_type!r}, found {kwargs['model_type']!r}")
+        super().__init__(**{key: value for key, value in values.items() if key not in NOT_KEPT})
         for key, value in extra.items():
             setattr(self, key, value)
         self.kv_channels = self.kv_channels or _divide("hidden_size", self.hidden_size, "num_heads", self.num_heads)
         self.train_seq_length = self.train_seq_length or self.seq_length
         self.validate()
-        self.ffn_hidden_size = QWEN.ffn_width(self.intermediate_size)
+        if ffn_hidden_size not in (None, self.ffn_hidden_size):
+            raise ValueError(f"ffn_hidden_size: {ffn_hidden_size} contradicts intermediate_size: "
+                             f"{self.intermediate_size}, which is twice that: give intermediate_size alone")
 
     def validate(self):
-        """Raises ValueError, naming the key, where sizes contradict each other."""
-        for key in ("hidden_size", "num_layers", "num_heads", "kv_channels", "vocab_size", "seq_length",
-                    "train_seq_length", "batch_size", "block_size", "intermediate_size"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{key}: expected a positive integer, found {value!r}")
+        """
+        Check what was set since, as well: values are as their keys want them afterwards.
+
+        Raises:
+            ValueError: See the class.
+        """
+        for key, value in list(vars(self).items()):
+            if key in KINDS:
+                setattr(self, key, checked(key, value))
         if self.intermediate_size % 2:
             raise ValueError(f"intermediate_size: expected an even number (twice the width of w1 and w2), "
                              f"found {self.intermediate_size}")
@@ -129,8 +130,6 @@ class QwenConfig(LlamaConfig):
         if self.n_kv_heads not in (None, self.num_heads):
             raise ValueError(f"n_kv_heads: Qwen has a key/value head for each of its num_heads={self.num_heads} "
                              f"heads, found {self.n_kv_heads}")
-        if not isinstance(self.use_cache_quantization, bool):
-            raise ValueError(f"use_cache_quantization: expected true or false, found {self.use_cache_quantization!r}")
         quantization = Quantization.from_dict(self.quantization)
         if quantization and self.tie_word_embeddings and any(map(quantization.covers, (EMBEDDING, HEAD))):
             raise ValueError("quantization: an embedding that is the head as well (tie_word_embeddings) can't be "
@@ -138,6 +137,11 @@ class QwenConfig(LlamaConfig):
         if self.max_position_embedding < self.seq_length:
             raise ValueError(f"seq_length: {self.seq_length} is more than the model's max_position_embeddings "
                              f"{self.max_position_embedding}")
+
+    @property
+    def ffn_hidden_size(self) -> int:
+        """The width of w1 and w2."""
+        return self.intermediate_size // 2
 
     @property
     def blocks_per_sequence(self) -> int:
@@ -148,6 +152,15 @@ class QwenConfig(LlamaConfig):
     def cache_blocks(self) -> int:
         """Blocks of the key/value cache: `num_blocks`, or what `batch_size` sequences need."""
         return self.num_blocks or self.batch_size * self.blocks_per_sequence
+
+    def save_config_origin_mode(self, save_directory, save_name):
+        """As MindFormers' (see `save_pretrained`), which leaves out types, lists and dicts: here a YAML says it all."""
+        path = Path(save_directory, f"{save_name}.yaml")
+        whole = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        whole["model"] = {"model_config": {"type": type(self).__name__, **self.to_dict()},
+                          "arch": {"type": "QwenForCausalLM"}}
+        with replacing(path) as written:
+            written.write_text(yaml.safe_dump(whole, allow_unicode=True), encoding="utf-8")
 
     @classmethod
     def from_hf_config(cls, path, **overrides) -> "QwenConfig":
@@ -174,13 +187,17 @@ class QwenConfig(LlamaConfig):
         if hf.get("quantization_config"):
             raise ValueError(f"{path}: quantization_config: this is AutoGPTQ's checkpoint: convert it with "
                              "convert/convert_weight.py first")
-        values = _to_mindformers_names({key: value for key, value in hf.items() if key not in HF_ONLY})
+        unknown = [key for key in hf if not is_known(key)]
+        if unknown:  # other programs keep theirs there: not an error
+            logger.warning("%s: of no meaning here and ignored: %s", path, ", ".join(unknown))
+        values = _hf_values(path, {key: hf[key] for key in hf if key not in HF_ONLY and key not in unknown})
         trained = values.pop("seq_length", None)
         dtype = _hf_dtype(hf)
         values.update(train_seq_length=trained, compute_dtype=dtype, param_init_type=dtype)
         values["seq_length"] = max(trained or 0, values.get("max_position_embedding") or 0) or None
-        values.update(_to_mindformers_names(overrides))
-        values["max_position_embedding"] = max(values.get("max_position_embedding") or 0, values["seq_length"] or 0)
+        values.update(_to_mindformers_names(_checked(overrides)))
+        longest = max(values.get("max_position_embedding") or 0, values["seq_length"] or 0)
+        values["max_position_embedding"] = longest or None
         try:
             return cls(**{key: value for key, value in values.items() if value is not None})
         except ValueError as error:
@@ -195,12 +212,17 @@ class QwenConfig(LlamaConfig):
         names stand beside Llama's defaults and win over them; the window of NTK and LogN is not known, so both are
         off unless the YAML says otherwise, and `chat_format` is None.
 
+        It may carry anything: what is not read here is not looked at.
+
         Args:
             config (LlamaConfig): A plain one; a `QwenConfig` is returned as it is.
+
+        Raises:
+            ValueError: See the class.
         """
         if isinstance(config, cls):
             return config
-        values, defaults = dict(vars(config)), vars(LlamaConfig())
+        values, defaults = _checked_llama(vars(config)), vars(LlamaConfig())
         for qwen_name, name in QWEN_NAMES.items():
             if qwen_name in values and values[name] == defaults[name]:
                 values[name] = values[qwen_name]
@@ -214,6 +236,35 @@ class QwenConfig(LlamaConfig):
         values.setdefault("use_logn_attn", False)
         chat_format = values.pop("chat_format", None)
         return cls(chat_format=chat_format, **{key: value for key, value in values.items() if value is not None})
+
+
+def _checked(values):
+    """The same settings, each as it is meant; ValueError for a key that there isn't or a value that it doesn't take."""
+    for key in values:
+        check_key(key)
+    # Under Qwen's names None says nothing, as ever.
+    return {key: None if value is None and key in QWEN_NAMES else checked(key, value) for key, value in values.items()}
+
+
+def _checked_llama(values):
+    """What a QwenConfig takes of a LlamaConfig's values; ValueError for one that means something here and can't be."""
+    found = {}
+    for key, value in values.items():
+        if not is_known(key) or key in NOT_KEPT:
+            continue
+        try:
+            found[key] = None if value is None else checked(key, value)
+        except ValueError:
+            if QWEN_NAMES.get(key, key) in USED:
+                raise
+    return found
+
+
+def _hf_values(path, values):
+    try:
+        return _to_mindformers_names(_checked(values))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _to_mindformers_names(values):

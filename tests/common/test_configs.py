@@ -1,0 +1,62 @@
+"""YAMLs that inherit: merged as MindFormers merges them, and what is wrong with them said in one line."""
+import pytest
+from mindformers.tools.register.config import MindFormerConfig
+
+from helpers import ROOT
+from qwen_mindspore.common.configs import read_config
+
+SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / f"{next(iter(files))}.yaml"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_yaml_is_what_mindformers_makes_of_it(path):
+    ours, theirs = read_config(path), MindFormerConfig(str(path)).to_dict()
+    for section in ("model", "processor"):
+        assert ours[section] == theirs[section]
+
+
+def test_dicts_are_merged_and_anything_else_is_replaced(tmp_path):
+    path = write(tmp_path, own="base_config: base.yaml\na: {x: 1}\nb: [1]\nd: {e: 1}\n",
+                 base="base_config: [oldest.yaml]\na: {x: 0, y: 0}\nb: [2, 3]\nc: 4\nd: 5\n", oldest="a: {z: 7}\n")
+    assert read_config(path) == {"a": {"x": 1, "y": 0, "z": 7}, "b": [1], "c": 4, "d": {"e": 1}}
+
+
+def test_a_base_is_relative_to_its_yaml_wherever_the_process_is(tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    path = write(tmp_path, own="base_config: base/base.yaml\n")
+    write(tmp_path / "base", base="base_config: ../oldest.yaml\n")
+    write(tmp_path, oldest="a: 1\n")
+    monkeypatch.chdir("/")
+    assert read_config(str(path)) == {"a": 1}
+
+
+def test_of_two_bases_the_later_ones_sections_are_taken(tmp_path):
+    path = write(tmp_path, own="base_config: [one.yaml, two.yaml]\nmodel: {z: 3}\n", one="model: {x: 1}\nn: 1\n",
+                 two="model: {y: 2}\n")
+    assert read_config(path) == {"model": {"y": 2, "z": 3}, "n": 1}
+    assert read_config(path) == MindFormerConfig._file2dict(str(path))
+
+
+@pytest.mark.parametrize("files, said", [
+    ({"own": "base_config: gone.yaml\n"}, "own.yaml: base_config: .*gone.yaml: no such file; .*copy the base as well"),
+    ({"own": "base_config: [7]\n"}, "own.yaml: base_config: expected the path of a YAML or a list of them, found 7"),
+    ({"own": "base_config: two.yaml\n", "two": "base_config: own.yaml\n"}, "two.yaml: base_config: .*own.yaml inh"),
+    ({"own": "a: [1\n"}, "own.yaml: not valid YAML"),
+    ({"own": "base_config: two.yaml\n", "two": "\xff: {\n"}, "two.yaml: not valid YAML"),
+    ({"own": ""}, "own.yaml: expected a YAML of sections, found NoneType"),
+    ({"own": "- 1\n"}, "own.yaml: expected a YAML of sections, found list"),
+])
+def test_what_is_wrong_is_said_with_the_file(files, said, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        read_config(write(tmp_path, **files))
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.yaml: no such file"):
+        read_config(tmp_path / "gone.yaml")
