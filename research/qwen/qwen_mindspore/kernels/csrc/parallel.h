@@ -37,7 +37,7 @@ class Signal {
  public:
   uint32_t now() const { return number_.load(std::memory_order_acquire); }
 
-  // Returns once the number is no longer `seen`, after `looks` looks asleep.
+  // Returns once the number is no longer `seen`. After so many looks, of about 50 ns each, it sleeps.
   void wait(uint32_t seen, int looks) {
     for (int look = 0; look < looks; ++look) {
       if (now() != seen) return;
@@ -179,9 +179,9 @@ class Pool {
     for (Stretch &stretch : stretches_) stretch.next.store(0, std::memory_order_relaxed);
   }
 
-  // Looks of some 50 ns. Threads that share out work finish within microseconds of each other, if all are running; from one
-  // operator to the next it is some tens.
-  static constexpr int kLooks = 400, kLooksBetween = 10000;
+  // Looks before sleeping. Threads that share out work finish within some microseconds of each other, if all are running;
+  // from one operator to the next it is some tens.
+  static constexpr int kLooks = 600, kLooksBetween = 10000;
   const int size_;
   std::vector<Stretch> stretches_;
   Buffer shared_;
