@@ -40,7 +40,7 @@ def test_sizes_come_from_the_config():
     ({"intermediate_size": 49151}, "intermediate_size is 49151, expected a multiple of 2"),
     ({"kv_channels": -1}, "kv_channels is -1, expected"),
     ({"kv_channels": None, "num_attention_heads": 60},
-     "hidden_size is 8192, expected a multiple of num_attention_heads, 60, or kv_channels, the size of a head"),
+     "hidden_size: 8192 is not a multiple of the 60 attention heads; give kv_channels, the size of a head"),
 ])
 def test_a_size_that_can_not_be_is_named(change, message):
     with pytest.raises(ValueError, match=f"config.json: {message}"):

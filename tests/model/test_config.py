@@ -44,7 +44,7 @@ def test_the_cache_follows_what_is_set_later_and_what_num_blocks_says():
 @pytest.mark.parametrize("settings, named", [
     ({"num_layers": 2, "num_hidden_layers": 3}, "num_hidden_layers: 3 contradicts num_layers: 2"),
     ({"theta": 1e4, "rotary_emb_base": 1e6}, "rotary_emb_base"),
-    ({"hidden_size": 100, "num_heads": 3}, "hidden_size: 100 is not a multiple of num_heads=3"),
+    ({"hidden_size": 100, "num_heads": 3}, "hidden_size: 100 is not a multiple of the 3 attention heads"),
     ({"intermediate_size": 33}, "intermediate_size"),
     ({"kv_channels": 15}, "kv_channels"),
     ({"n_kv_heads": 4, "num_heads": 32}, "n_kv_heads"),

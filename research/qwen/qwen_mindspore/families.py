@@ -153,6 +153,13 @@ class Family:
         """The width of one branch of the feed-forward."""
         return intermediate_size // self.keys.ffn_branches
 
+    def head_size(self, hidden, heads, given=None):
+        """The size of a head: as given, or what divides the hidden size among the heads; ValueError where that fails."""
+        if given is None and hidden % heads:
+            raise ValueError(f"hidden_size: {hidden} is not a multiple of the {heads} attention heads; give "
+                             f"{self.keys.head_size}, the size of a head")
+        return hidden // heads if given is None else given
+
     def sizes(self, config):
         """
         Args:
@@ -173,13 +180,8 @@ class Family:
         if heads % kv_heads:
             raise ValueError(f"config.json: num_attention_heads is {heads}, expected a multiple of "
                              f"{self.keys.kv_heads}, {kv_heads}")
-        if config.get(self.keys.head_size) is not None:
-            head_size = _size(config, self.keys.head_size)
-        elif hidden % heads:
-            raise ValueError(f"config.json: hidden_size is {hidden}, expected a multiple of num_attention_heads, "
-                             f"{heads}, or {self.keys.head_size}, the size of a head")
-        else:
-            head_size = hidden // heads
+        head_size = None if config.get(self.keys.head_size) is None else _size(config, self.keys.head_size)
+        head_size = self.head_size(hidden, heads, head_size)
         tied = config.get("tie_word_embeddings")
         return Sizes(_size(config, "vocab_size"), hidden, _size(config, "num_hidden_layers"), heads, kv_heads,
                      head_size, self.ffn_width(ffn), self.keys.tied if tied is None else bool(tied))

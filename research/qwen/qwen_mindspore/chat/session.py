@@ -3,15 +3,14 @@ import ast
 import contextlib
 import difflib
 import json
-import os
 import re
-import tempfile
 import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from qwen_mindspore.chat.chat import stream_reply
+from qwen_mindspore.common.files import replacing
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
@@ -207,7 +206,7 @@ class Session:
             changes[name.strip()] = _value(value.strip())
         self._change(changes)
         shown = [name for name in SETTINGS if not changes or name in changes]
-        return "\n".join(f"{name} = {_shown(getattr(self.settings, name))}" for name in shown)
+        return "\n".join(f"{name} = {_listed(getattr(self.settings, name))}" for name in shown)
 
     @command("reset-conf")
     def do_reset_conf(self, _):
@@ -279,10 +278,8 @@ def save_conversation(path, system, history):
             raise ValueError(f"{path}: expected a new file or a saved conversation, found something else; it stays as it "
                              "is") from None
     messages = as_messages(history, system)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        written = Path(folder, path.name)
+    with replacing(path, make_parents=False) as written:
         written.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=2), encoding="utf-8")
-        os.replace(written, path)
 
 
 def load_conversation(path):
@@ -330,7 +327,7 @@ def _value(text):
         return text
 
 
-def _shown(value):
+def _listed(value):
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -1,7 +1,6 @@
 """A person at a terminal: a prompt with history and line editing, answers that grow and are broken between words."""
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 from prompt_toolkit import PromptSession, print_formatted_text
@@ -19,6 +18,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.utils import get_cwidth
 
 from qwen_mindspore.chat.session import CLEAR_SCREEN, COMMAND_NAMES, growth
+from qwen_mindspore.common.progress import say
 
 __all__ = ["UNPRINTABLE", "Terminal", "Wrapped"]
 
@@ -161,7 +161,7 @@ def _history(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as error:
-        print(f"run_qwen_7b_chat: --input_history: what you type is not kept: {error}", file=sys.stderr)
+        say("run_qwen_7b_chat", f"--input_history: what you type is not kept: {error}")
         return InMemoryHistory()
     return FileHistory(path)
 

@@ -59,19 +59,21 @@ def to_json(content):
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, make_parents=True):
     """
     Write a file or a folder under a temporary name beside it, which becomes its name when the block ends; on an error
     what was there is there still.
 
     Args:
         path (str | Path): What is to be written. A folder must not exist, or be empty.
+        make_parents (bool): Make the folder around it, if need be; otherwise it must be there.
 
     Yields:
         Path, where to write it. Nothing is there yet.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if make_parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         written = Path(scratch, path.name)
         yield written

@@ -105,7 +105,7 @@ class QwenConfig(LlamaConfig):
         super().__init__(**{key: value for key, value in values.items() if key not in NOT_KEPT})
         for key, value in extra.items():
             setattr(self, key, value)
-        self.kv_channels = self.kv_channels or _divide("hidden_size", self.hidden_size, "num_heads", self.num_heads)
+        self.kv_channels = QWEN.head_size(self.hidden_size, self.num_heads, self.kv_channels)
         self.train_seq_length = self.train_seq_length or self.seq_length
         self.validate()
         if ffn_hidden_size not in (None, self.ffn_hidden_size):
@@ -278,13 +278,6 @@ def _to_mindformers_names(values):
                              "two names of one setting: give one")
         renamed[name] = values[qwen_name]
     return renamed
-
-
-def _divide(name, value, by_name, by):
-    """`value / by` where it is whole."""
-    if value % by:
-        raise ValueError(f"{name}: {value} is not a multiple of {by_name}={by}; give kv_channels, the size of a head")
-    return value // by
 
 
 def _hf_dtype(hf):

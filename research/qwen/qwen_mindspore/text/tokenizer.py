@@ -3,7 +3,6 @@ import base64
 import importlib.util
 import logging
 import os
-import tempfile
 import unicodedata
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +12,8 @@ from mindformers.mindformer_book import MindFormerBook
 from mindformers.models.tokenization_utils import PreTrainedTokenizer
 from mindformers.models.tokenization_utils_base import to_py_obj
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
+from qwen_mindspore.common.files import replacing
 
 __all__ = ["ENDOFTEXT", "IM_END", "IM_START", "QwenTokenizer", "find_vocab_file", "load_vocab"]
 
@@ -301,14 +302,11 @@ class QwenTokenizer(PreTrainedTokenizer):
         Returns:
             tuple[str], the path written: it holds the whole vocabulary or, after a failure, what it held.
         """
-        os.makedirs(save_directory, exist_ok=True)
         name = f"{filename_prefix}-{VOCAB_FILE}" if filename_prefix else VOCAB_FILE
         path = os.path.join(save_directory, name)
-        with tempfile.TemporaryDirectory(dir=save_directory) as folder:
-            written = Path(folder, VOCAB_FILE)
+        with replacing(path) as written:
             written.write_bytes(b"".join(
                 b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in self.mergeable_ranks.items()))
-            os.replace(written, path)
         return (path,)
 
 
