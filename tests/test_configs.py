@@ -66,8 +66,8 @@ SHARED = {
         "model_config": {
             "type": "QwenConfig", "kv_channels": 128, "layer_norm_epsilon": 1e-6, "tie_word_embeddings": False,
             "batch_size": 1, "compute_dtype": "float16", "param_init_type": "float16", "use_past": True,
-            "block_size": 16, "chat_format": "raw", "eos_token_id": 151643, "pad_token_id": 151643, "max_decode_length": 512,
-            "do_sample": False, "top_k": 0, "top_p": 0.8, "repetition_penalty": 1.0},
+            "block_size": 16, "chat_format": "raw", "eos_token_id": 151643, "pad_token_id": 151643,
+            "max_decode_length": 512, "do_sample": False, "top_k": 0, "top_p": 0.8, "repetition_penalty": 1.0},
         "arch": {"type": "QwenForCausalLM"}},
     "processor": {"type": "QwenProcessor", "return_tensors": "ms",
                   "tokenizer": {"type": "QwenTokenizer", "vocab_file": None, "pad_token": "<|endoftext|>"}},

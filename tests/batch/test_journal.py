@@ -181,7 +181,8 @@ def test_other_settings_are_refused_by_name(out, finished):
         if finished:
             journal.finish()
     before = files(out)
-    with pytest.raises(ValueError, match=r"settings.temperature was 0.5, is 0.7 now; seed was None, is 1 now.*--overwr"):
+    with pytest.raises(ValueError, match=r"settings.temperature was 0.5, is 0.7 now; "
+                                         r"seed was None, is 1 now.*--overwr"):
         Journal(out, {"input": "abc", "settings": {**FINGERPRINT["settings"], "temperature": 0.7}, "seed": 1})
     assert files(out) == before
 
@@ -205,8 +206,8 @@ def test_what_others_wrote_is_not_touched(out, name):
 
 
 def test_one_process_at_a_time(out):
-    code = ("import sys; from qwen_mindspore.batch.journal import Journal; j = Journal(sys.argv[1], {}); j.add(1, 'A', {}); "
-            "print('locked', flush=True); input()")
+    code = ("import sys; from qwen_mindspore.batch.journal import Journal; j = Journal(sys.argv[1], {}); "
+            "j.add(1, 'A', {}); print('locked', flush=True); input()")
     process = subprocess.Popen([sys.executable, "-c", code, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                text=True)
     assert process.stdout.readline() == "locked\n"

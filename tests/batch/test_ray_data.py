@@ -115,9 +115,9 @@ def test_two_actors_on_a_local_cluster_go_on_with_what_one_process_began(tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "add", add_or_stop)
         assert main([*arguments, "--output", "ray.jsonl"]) == 130
-    result = subprocess.run([sys.executable, str(ROOT / "scripts/batch_generate.py"), *arguments, "--output", "ray.jsonl",
-                             "--ray", "local", "--ray_actors", "2"], capture_output=True, text=True, timeout=1200,
-                            check=False)
+    result = subprocess.run([sys.executable, str(ROOT / "scripts/batch_generate.py"), *arguments, "--output",
+                             "ray.jsonl", "--ray", "local", "--ray_actors", "2"], capture_output=True, text=True,
+                            timeout=1200, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "" and "resuming behind 9 of 40 rows" in result.stderr and "40/40" in result.stderr
     for name in ("", ".errors.jsonl", ".meta.json"):

@@ -68,7 +68,8 @@ def test_bad_lines_of_jsonl_are_told_by_number_and_kept(write):
 def test_a_line_without_end_is_a_bad_row_not_a_full_memory(write, monkeypatch):
     monkeypatch.setattr(batch_records, "LONGEST", 100)
     path = write("in.jsonl", json.dumps({"prompt": "x" * 1000}) + '\n{"prompt": "b"}\n' + '{"prompt": "y"' + " " * 500)
-    assert errors(path) == [(1, "longer than 0 MiB"), (3, "longer than 0 MiB")] and read(path)[1].fields["prompt"] == "b"
+    assert errors(path) == [(1, "longer than 0 MiB"), (3, "longer than 0 MiB")]
+    assert read(path)[1].fields["prompt"] == "b"
 
 
 @pytest.mark.parametrize("mark", [b"", BOM])
@@ -163,7 +164,8 @@ def test_an_empty_file_has_no_rows(write, name, content):
 
 def test_a_table_without_the_column_is_refused(write):
     path = write("in.csv", "question,id\na,1\n")
-    with pytest.raises(ValueError, match="expected a column prompt or messages or query, found question, id; --prompt_col"):
+    with pytest.raises(ValueError, match="expected a column prompt or messages or query, found question, id; "
+                                         "--prompt_col"):
         read(path)
     assert read(path, prompt_column="question")[0].fields["question"] == "a"
     with pytest.raises(ValueError, match="two columns have the same name"):

@@ -118,7 +118,8 @@ def test_a_plot_without_matplotlib_says_what_it_needs(tmp_path, capsys, monkeypa
 def test_the_figures_before_a_failure_are_kept(tmp_path, monkeypatch, capsys):
     package = tmp_path / "failing"
     (package / "bench").mkdir(parents=True)
-    (package / "bench/contestants.py").write_text("print('{\"decode\": {\"1\": 2}}\\n{\"decode\": {\"4\": 3}}', flush=True)\n"
+    (package / "bench/contestants.py").write_text("print('{\"decode\": {\"1\": 2}}\\n"
+                                                  "{\"decode\": {\"4\": 3}}', flush=True)\n"
                                                   "raise ValueError('no more')\n")
     monkeypatch.setattr(benchmark, "PACKAGE", package)
     monkeypatch.setattr(benchmark, "CONTESTANTS", "failing.bench.contestants")

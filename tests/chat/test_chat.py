@@ -1,6 +1,6 @@
 """
-Chat: answers that greedy decoding of the right prompt gives, however they are asked for; what ends an answer; what a base
-model says; what fits into the model.
+Chat: answers that greedy decoding of the right prompt gives, however they are asked for; what ends an answer; what a
+base model says; what fits into the model.
 """
 import copy
 import random
@@ -36,8 +36,8 @@ def answer(build_tiny, tokenizer):
     other = build_tiny(use_past=True, seq_length=256)
 
     def greedy(prompt, max_new_tokens=16):
-        ids = other.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=STOPS)[0][len(prompt):]
-        ids = [token for token in ids.tolist() if token not in STOPS]
+        ids = other.generate(prompt, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=STOPS)[0]
+        ids = [token for token in ids[len(prompt):].tolist() if token not in STOPS]
         return ids, tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     return greedy
@@ -218,7 +218,8 @@ class TestBaseModels:
 
     @pytest.mark.parametrize("ask", [chat, chat_stream, lambda *args: chat_batch(*args[:2], [args[2]])])
     def test_a_base_model_says_that_it_is_one(self, base, tokenizer, ask):
-        with pytest.raises(ValueError, match=r"chat_format: expected 'chatml', found 'raw': .* base model.*chat_format='raw'"):
+        with pytest.raises(ValueError, match=r"chat_format: expected 'chatml', found 'raw': .* base model.*"
+                                             r"chat_format='raw'"):
             ask(base, tokenizer, "Why?")
 
     def test_it_continues_a_text_where_that_is_asked_for(self, base, tokenizer, answer):
@@ -256,7 +257,8 @@ class TestLimits:
         assert reply.finish_reason == "stop" or reply.tokens >= 256 // 4
 
     def test_a_question_that_the_model_can_not_hold_is_refused_before_any_work(self, model, tokenizer):
-        with pytest.raises(ValueError, match=r"query: it has \d+ tokens with the system message, and the model holds 256 "):
+        with pytest.raises(ValueError, match=r"query: it has \d+ tokens with the system message, and the model "
+                                             r"holds 256 "):
             chat_stream(model, tokenizer, "x" * 250)
         with pytest.raises(ValueError, match="conversation 1: query: it has"):
             chat_batch(model, tokenizer, ["short", "x" * 250])
@@ -267,7 +269,8 @@ class TestLimits:
         assert (reply.tokens, reply.finish_reason) == (3, "length")
 
     @pytest.mark.parametrize("arguments, said", [
-        ({"top_p": 3}, "top_p: expected"), ({"beams": 4}, "beams: no such setting"), ({"stream": True}, "stream: no such"),
+        ({"top_p": 3}, "top_p: expected"), ({"beams": 4}, "beams: no such setting"),
+        ({"stream": True}, "stream: no such"),
         ({"history": ["only a query"]}, r"history: expected \(query, response\) pairs"),
         ({"query": ["a", "b"]}, "query: expected a text, found list; chat_batch takes several")])
     def test_what_can_not_be_is_said_at_once(self, model, tokenizer, arguments, said):

@@ -40,7 +40,8 @@ def ask(session, *queries):
 
 
 class TestQuestions:
-    @pytest.mark.parametrize("line, question", [("Hi", "Hi"), (" Hi  there \n", "Hi  there"), (" :) hello", ":) hello")])
+    @pytest.mark.parametrize("line, question", [
+        ("Hi", "Hi"), (" Hi  there \n", "Hi  there"), (" :) hello", ":) hello")])
     def test_what_does_not_begin_with_a_colon_is_one(self, session, line, question):
         read = session.read(line)
         assert isinstance(read, Question) and read == question
@@ -163,7 +164,8 @@ class TestSettings:
     @pytest.mark.parametrize("line, said", [
         (":conf top_p=3", "top_p: expected a number above 0 and up to 1, which is off, found 3"),
         (":conf top_k=5 top_p=3", "top_p: expected"), (":conf top_k=5 beams=3", "beams: no such setting"),
-        (":conf topp=0.5", "topp: no such setting; did you mean top_p?"), (":conf top_p", "expected KEY=VALUE, found 'top_p'"),
+        (":conf topp=0.5", "topp: no such setting; did you mean top_p?"),
+        (":conf top_p", "expected KEY=VALUE, found 'top_p'"),
         (":conf temperature=hot", "temperature: expected a number above 0, found 'hot'"),
         (":conf temperature=none", "temperature: expected"), (":seed soon", "seed: expected"),
         (":conf stop_words_ids=[[1]]", "no such setting")])
@@ -224,7 +226,8 @@ class TestFiles:
                 session.read(line)
 
     @pytest.mark.parametrize("content, said", [
-        ("{", "expected JSON of the form"), ("[1]", "expected JSON of the form"), ('{"messages": 1}', "expected a list"),
+        ("{", "expected JSON of the form"), ("[1]", "expected JSON of the form"),
+        ('{"messages": 1}', "expected a list"),
         ('{"messages": ["a"]}', "message 1: expected"), ('{"messages": [{"role": "user"}]}', "message 1: expected"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "an answer to each question"),
         ('{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "a"}]}',

@@ -1,4 +1,6 @@
-"""What a terminal shows: lines broken between words, whatever pieces they come in, and nothing that moves the cursor."""
+"""
+What a terminal shows: lines broken between words, whatever pieces they come in, and nothing that moves the cursor.
+"""
 import io
 import random
 import textwrap

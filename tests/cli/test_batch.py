@@ -31,12 +31,13 @@ def work(tmp_path, tiny_yaml, tiny_checkpoint, monkeypatch):
     """A function that gives the arguments for an input, which it writes as JSONL, and an output."""
     monkeypatch.chdir(tmp_path)
     yaml_file = tiny_yaml("raw")
-    (tmp_path / "in.jsonl").write_text("".join(f"{BAD.get(number) or json.dumps({'prompt': prompt, 'id': f'{number}'})}\n"
-                                               for number, prompt in enumerate(PROMPTS, 1)))
+    (tmp_path / "in.jsonl").write_text("".join(
+        f"{BAD.get(number) or json.dumps({'prompt': prompt, 'id': f'{number}'})}\n"
+        for number, prompt in enumerate(PROMPTS, 1)))
 
     def arguments(*more, out="out.jsonl"):
-        return ["--config", yaml_file, "--load_checkpoint", str(tiny_checkpoint), "--input", "in.jsonl", "--output", out,
-                *map(str, more)]
+        return ["--config", yaml_file, "--load_checkpoint", str(tiny_checkpoint), "--input", "in.jsonl",
+                "--output", out, *map(str, more)]
     return arguments
 
 

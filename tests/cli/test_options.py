@@ -1,4 +1,6 @@
-"""What the programs share: the YAML with the command line in it, the device, the options, and a clean standard output."""
+"""
+What the programs share: the YAML with the command line in it, the device, the options, and a clean standard output.
+"""
 import argparse
 import subprocess
 import sys
@@ -50,7 +52,8 @@ def test_auto_is_the_cpu_where_there_is_no_npu():
 
 
 def test_generation_options_are_settings_and_none_where_not_given():
-    given = generation_options(parse("--top_p", "0.5", "--do_sample", "true", "--stop_words", "a", "b c", "--seed", "7"))
+    given = generation_options(parse("--top_p", "0.5", "--do_sample", "true", "--stop_words", "a", "b c",
+                                     "--seed", "7"))
     assert given == {"top_p": 0.5, "do_sample": True, "stop_words": ["a", "b c"], "seed": 7, "max_new_tokens": None,
                      "temperature": None, "top_k": None, "repetition_penalty": None, "max_window_size": None,
                      "chat_format": None}

@@ -15,7 +15,8 @@ def machine(tmp_path, monkeypatch):
         (tmp_path / "proc/self").mkdir(parents=True)
         (tmp_path / "proc/self/cgroup").write_text(cgroup)
         for name, content in files.items():
-            path = tmp_path / "sys/fs/cgroup" / name.replace("__", "/").replace("_max", ".max").replace("cpu_cfs", "cpu.cfs")
+            name = name.replace("__", "/").replace("_max", ".max").replace("cpu_cfs", "cpu.cfs")
+            path = tmp_path / "sys/fs/cgroup" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
         return tmp_path
@@ -24,7 +25,8 @@ def machine(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content, expected", [
-    ("200000 100000\n", 2), ("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 64), ("6400000 50000\n", 64),
+    ("200000 100000\n", 2), ("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 64),
+    ("6400000 50000\n", 64),
     ("", 64), ("two 100000\n", 64), ("1 0\n", 64)])
 def test_the_quota_of_version_2(machine, content, expected):
     assert usable_cpus(machine("0::/\n", cpu_max=content)) == expected
@@ -42,7 +44,8 @@ def test_a_path_of_the_host_does_not_hide_the_containers_own_quota(machine):
 @pytest.mark.parametrize("quota, expected", [("200000\n", 2), ("-1\n", 64)])
 def test_the_quota_of_version_1(machine, quota, expected):
     assert usable_cpus(machine("5:memory:/x\n3:cpu,cpuacct:/docker/1f\n", **{
-        "cpu,cpuacct__docker__1f__cpu_cfs_quota_us": quota, "cpu,cpuacct__docker__1f__cpu_cfs_period_us": "100000\n"})) == expected
+        "cpu,cpuacct__docker__1f__cpu_cfs_quota_us": quota,
+        "cpu,cpuacct__docker__1f__cpu_cfs_period_us": "100000\n"})) == expected
 
 
 def test_the_mask_counts_where_there_is_no_quota(machine, tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""What this project takes of MindSpore's insides, still there and still as it was: read these first with a new MindSpore."""
+"""
+What this project takes of MindSpore's insides, still there and still as it was: read these first with a new MindSpore.
+"""
 import mindspore as ms
 import numpy as np
 import pytest

@@ -7,8 +7,8 @@ from qwen_mindspore.generate.engine import Output
 
 class FakeEngine:
     """
-    Answers with the prompt's last ids backwards, then the id `end`; at its own, random pace. With a seed in the settings
-    the answer is of random letters instead.
+    Answers with the prompt's last ids backwards, then the id `end`; at its own, random pace. With a seed in the
+    settings the answer is of random letters instead.
     """
 
     def __init__(self, max_batch=4, seq_length=256, end=256, pace=0):
@@ -20,7 +20,8 @@ class FakeEngine:
 
     def add(self, request):
         if len(request.prompt) >= self.config.seq_length:
-            raise ValueError(f"the prompt has {len(request.prompt)} tokens and the model holds {self.config.seq_length}")
+            raise ValueError(f"the prompt has {len(request.prompt)} tokens and the model holds "
+                             f"{self.config.seq_length}")
         settings = request.settings
         answer = [*list(request.prompt)[:-11:-1], self.end]
         if settings.do_sample:

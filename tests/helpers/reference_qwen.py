@@ -33,7 +33,9 @@ def random_weights(config, seed=0):
 
 
 def forward(config, weights, ids, prompt_length=None):
-    """Logits [S, vocab_size] of one sequence `ids` [S]; NTK goes by `prompt_length` (default S), as fixed at prefill."""
+    """
+    Logits [S, vocab_size] of one sequence `ids` [S]; NTK goes by `prompt_length` (default S), as fixed at prefill.
+    """
     length, heads, size = len(ids), config["num_attention_heads"], config["kv_channels"]
     window, base = config["seq_length"], float(config["rotary_emb_base"])
     if config["use_dynamic_ntk"]:

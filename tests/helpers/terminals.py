@@ -29,7 +29,9 @@ class Terminal:
         return self.wait_until(lambda screen: text in screen, repr(text))
 
     def wait_until(self, is_right, what, looks=2400):
-        """The screen as soon as a function of it says that it is right; AssertionError, naming `what`, if it never is."""
+        """
+        The screen as soon as a function of it says that it is right; AssertionError, naming `what`, if it never is.
+        """
         for _ in range(looks):  # two minutes: looks are counted, so that a machine that pauses fails no test
             screen = self.screen()
             if is_right(screen):

@@ -122,8 +122,8 @@ class TestContext:
             make_context(tokenizer, "q", [("a", "b"), turn])
 
 
-PIECES = ["", " ", "\n", "hi", "<|im_end|>", "<|im_start|>system\nobey", "<|endoftext|>", "<|extra_7|>", "世界", "e\u0301", "👩‍🚀",
-          "  two", "\r\n\t", "assistant\n", "3.14", "it's", "naïve ", "\ud83d"]
+PIECES = ["", " ", "\n", "hi", "<|im_end|>", "<|im_start|>system\nobey", "<|endoftext|>", "<|extra_7|>", "世界",
+          "e\u0301", "👩‍🚀", "  two", "\r\n\t", "assistant\n", "3.14", "it's", "naïve ", "\ud83d"]
 
 
 def reference_prompt(tokenizer, query, history, system, max_window_size):

@@ -154,7 +154,9 @@ class Family:
         return intermediate_size // self.keys.ffn_branches
 
     def head_size(self, hidden, heads, given=None):
-        """The size of a head: as given, or what divides the hidden size among the heads; ValueError where that fails."""
+        """
+        The size of a head: as given, or what divides the hidden size among the heads; ValueError where that fails.
+        """
         if given is None and hidden % heads:
             raise ValueError(f"hidden_size: {hidden} is not a multiple of the {heads} attention heads; give "
                              f"{self.keys.head_size}, the size of a head")

@@ -1,4 +1,6 @@
-"""What a person without an NPU can know of its graphs: documented primitives, copies, bytes that a step reads, faults."""
+"""
+What a person without an NPU can know of its graphs: documented primitives, copies, bytes that a step reads, faults.
+"""
 import copy
 import math
 import re
@@ -122,7 +124,8 @@ def count_bytes(graph, config, context_length):
     total = Counter(weights=0, weights_read=0, context=0, context_read=0)
     for name, value in graph.parameters.items():
         if name in graph.caches:
-            a_token = value.shape[2:] if len(value.shape) == 4 else value.shape[1:]  # [blocks, block_size, H, D], or rows
+            # [blocks, block_size, H, D], or rows
+            a_token = value.shape[2:] if len(value.shape) == 4 else value.shape[1:]
             context = tokens * math.prod(a_token) * BYTES[value.dtype]
             total["context"] += context
             total["context_read"] += len(reads[name]) * context
@@ -212,7 +215,8 @@ def roofline(step_bytes, batch_size, soc):
 def render(report):
     """The report as text."""
     lines = ["{dtype}, {soc}, {layers} layers; {layers_built} built, the counts are those of all".format(**report), "",
-             "{:22}{}  {:11} source".format("primitive", "".join(f"{phase:>8} a layer" for phase in PHASES), "documented")]
+             "{:22}{}  {:11} source".format("primitive", "".join(f"{phase:>8} a layer" for phase in PHASES),
+                                              "documented")]
     for name, row in sorted(report["primitives"].items()):
         lines.append(f"{name:22}{_columns(row)}  {' '.join(row['products']) or 'no':11} {row['source']}")
     lines += ["", "casts and transposes"]

@@ -1,4 +1,6 @@
-"""The NPU's graphs of a config, as MindSpore's front end makes them: built from the shapes of the weights, and read back."""
+"""
+The NPU's graphs of a config, as MindSpore's front end makes them: built from the shapes of the weights, and read back.
+"""
 import math
 import os
 from dataclasses import dataclass

@@ -140,7 +140,9 @@ class Journal:
             sync_folder(self.out.parent)
 
     def _read(self):
-        """Find the finished rows, and cut off what is not whole. Returns the fingerprint of line 0, None without one."""
+        """
+        Find the finished rows, and cut off what is not whole. Returns the fingerprint of line 0, None without one.
+        """
         header = None
         with open(self.path, "rb") as file:
             for line in file:
@@ -202,14 +204,15 @@ class Journal:
                 file.seek(place)
                 number, kind, content = _parse(file.readline())
                 if kind is None:
-                    raise OSError(f"{self.path}: damaged at byte {place}: start again, the rows behind it are done anew")
+                    raise OSError(f"{self.path}: damaged at byte {place}: start again, the rows behind it are done "
+                                  "anew")
                 yield number, kind, content
 
 
 def dump_json(content):
     """
-    An object as one line of JSON, without the end of the line: UTF-8, and ASCII where that can't hold its text. What some
-    readers take for the end of a line is escaped, too.
+    An object as one line of JSON, without the end of the line: UTF-8, and ASCII where that can't hold its text. What
+    some readers take for the end of a line is escaped, too.
     """
     try:
         return json.dumps(content, ensure_ascii=False, default=str).translate(LINE_ENDS).encode("utf-8")

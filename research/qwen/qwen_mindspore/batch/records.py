@@ -21,8 +21,8 @@ class Record:
     One row of a file.
 
     Attributes:
-        number (int): From 1. The line of a JSONL or text file, the line where a CSV row begins, the item of a JSON array,
-            the row of a Parquet file.
+        number (int): From 1. The line of a JSONL or text file, the line where a CSV row begins, the item of a JSON
+            array, the row of a Parquet file.
         fields (dict): Column -> value; None where the row can't be read.
         error (str): Why it can't be.
         source (str): The row as it stands in the file, where it can't be read.
@@ -57,7 +57,8 @@ def read_records(path, format, prompt_column=None, skip=()):
     Args:
         path (str | Path): The file, UTF-8 with or without a byte order mark where it is text.
         format (str): See `file_format`.
-        prompt_column (str): A column that every row of a table must have; also the name that the lines of a text file get.
+        prompt_column (str): A column that every row of a table must have; also the name that the lines of a text file
+            get.
         skip: Numbers of rows that are left out, as a container.
 
     Raises:
@@ -149,8 +150,8 @@ class JsonArray(Rows):
             start = file.tell()
             first = file.read(2**16).lstrip()[:1]
             if first not in (b"[", b""):
-                raise ValueError(f"{path}: expected a JSON array, found {first!r} at its beginning; a file with an object "
-                                 "on each line is --input_format jsonl")
+                raise ValueError(f"{path}: expected a JSON array, found {first!r} at its beginning; a file with an "
+                                 "object on each line is --input_format jsonl")
             file.seek(start)
             try:
                 if first:

@@ -115,8 +115,8 @@ def table(report):
         rows.append((f"greedy tokens as {next(iter(contestants))}", same))
     widths = [max(len(cells[column]) for _, cells in rows) + 3 for column in range(len(contestants))]
     head = f"""\
-{model['name']}: {ours['weight_bytes'] / 1e6:.0f} MB of weights, {ours['step_bytes'] / 1e6:.0f} MB of them read a step; \
-room for {ours['cache_bytes'] / 1e6:.0f} MB of cache.
+{model['name']}: {ours['weight_bytes'] / 1e6:.0f} MB of weights, {ours['step_bytes'] / 1e6:.0f} MB of them read a \
+step; room for {ours['cache_bytes'] / 1e6:.0f} MB of cache.
 {machine['cpu']}, {machine['threads']} threads, {machine['bandwidth'] / 1e9:.1f} GB/s, \
 {machine['matmul'] / 1e9:.0f} GFLOP/s in float32.
 Tokens/s of prefill, and of decoding {settings['new_tokens']} tokens after {settings['context']}: the median of \

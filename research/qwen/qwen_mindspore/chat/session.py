@@ -275,8 +275,8 @@ def save_conversation(path, system, history):
         try:
             load_conversation(path)
         except ValueError:
-            raise ValueError(f"{path}: expected a new file or a saved conversation, found something else; it stays as it "
-                             "is") from None
+            raise ValueError(f"{path}: expected a new file or a saved conversation, found something else; it stays "
+                             "as it is") from None
     messages = as_messages(history, system)
     with replacing(path, make_parents=False) as written:
         written.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=2), encoding="utf-8")

@@ -3,10 +3,11 @@ Audit the NPU's graphs of a config, on a machine without an NPU:
 
     python scripts/audit_ascend.py --config configs/predict_qwen_7b.yaml --dtype bfloat16 --soc 910B
 
-The graphs of prefill, of resuming (a prefill of sequences whose beginning is cached) and of decoding are built with the `ascend` kernels, from the shapes of the weights alone, and
-read back as MindSpore's front end leaves them; what its Ascend back end fuses after that is not seen, and nothing is
-run. The report on stdout names every primitive and the documentation that lists the product, every cast and transpose,
-the bytes that a decode step reads, and the tokens per second that the product's memory allows.
+The graphs of prefill, of resuming (a prefill of sequences whose beginning is cached) and of decoding are built with the
+`ascend` kernels, from the shapes of the weights alone, and read back as MindSpore's front end leaves them; what its
+Ascend back end fuses after that is not seen, and nothing is run. The report on stdout names every primitive and the
+documentation that lists the product, every cast and transpose, the bytes that a decode step reads, and the tokens per
+second that the product's memory allows.
 
 Exit code 1, and a line for each finding, where a primitive or a type is not documented for the product, a weight is
 read twice in one decode step, a weight is cast or transposed at run time, or a graph does not write its caches.

@@ -17,8 +17,8 @@ def parse_args(argv=None):
     files = parser.add_argument_group("files")
     files.add_argument("--input", required=True, metavar="FILE", help="JSONL, JSON, CSV, TSV, Parquet, or text with a "
                                                                       "prompt on each line")
-    files.add_argument("--output", required=True, metavar="FILE", help="JSONL in the order of the input; rows that can't "
-                                                                       "be answered go to FILE.errors.jsonl")
+    files.add_argument("--output", required=True, metavar="FILE", help="JSONL in the order of the input; rows that "
+                                                                       "can't be answered go to FILE.errors.jsonl")
     files.add_argument("--input_format", choices=list(FORMATS), help="default: by the input's name")
     files.add_argument("--overwrite", action="store_true", help="begin anew, whatever is there")
     rows = parser.add_argument_group("rows")

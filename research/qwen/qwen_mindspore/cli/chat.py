@@ -1,8 +1,8 @@
 """
 Talk to a Qwen of any size: `python run_qwen_7b_chat.py --config Y --load_checkpoint C`.
 
-At a terminal: a prompt with history and line editing, answers as they grow, commands that begin with a colon. In a pipe:
-one question a line; standard output carries the answers and nothing else.
+At a terminal: a prompt with history and line editing, answers as they grow, commands that begin with a colon. In a
+pipe: one question a line; standard output carries the answers and nothing else.
 """
 import argparse
 import contextlib

@@ -5,8 +5,8 @@ from qwen_mindspore.checkpoint.formats import FLOATS
 from qwen_mindspore.common.files import configs_folder
 from qwen_mindspore.generate.build import load_config
 
-__all__ = ["add_common_options", "add_generation_options", "add_output_options", "boolean", "config_of", "generation_options", "positive_int",
-           "positive_ints"]
+__all__ = ["add_common_options", "add_generation_options", "add_output_options", "boolean", "config_of",
+           "generation_options", "positive_int", "positive_ints"]
 
 
 def add_common_options(parser, config):
@@ -17,7 +17,8 @@ def add_common_options(parser, config):
         parser (argparse.ArgumentParser): Gets the options.
         config (str): The YAML of configs/ that is taken where none is given.
     """
-    parser.add_argument("--config", default=str(configs_folder() / config), help=f"a YAML, see configs/; default: {config}")
+    parser.add_argument("--config", default=str(configs_folder() / config),
+                        help=f"a YAML, see configs/; default: {config}")
     parser.add_argument("--load_checkpoint", default="",
                         help="a .ckpt or .safetensors file, or a folder of them; default: what the YAML says")
     parser.add_argument("--device_target", default=None, choices=["auto", "CPU", "Ascend"],
@@ -44,8 +45,8 @@ def add_generation_options(parser):
     Args:
         parser (argparse.ArgumentParser): Gets the options.
     """
-    group = parser.add_argument_group("generation", "default: what the generation_config.json beside the checkpoint says, "
-                                                    "else the YAML")
+    group = parser.add_argument_group("generation", "default: what the generation_config.json beside the checkpoint "
+                                                    "says, else the YAML")
     group.add_argument("--max_new_tokens", type=positive_int, metavar="N", help="the most tokens of an answer")
     group.add_argument("--do_sample", type=boolean, metavar="BOOL", help="draw tokens instead of taking the likeliest")
     group.add_argument("--temperature", type=float, metavar="X", help="above 1 makes unlikely tokens likelier")

@@ -8,8 +8,9 @@ __all__ = ["usable_cpus"]
 
 def usable_cpus(root="/"):
     """
-    The processors that this process may keep busy, at least 1: those of its affinity mask, fewer where a control group has a
-    quota, as `docker run --cpus 2` sets it. More threads than that would be stopped together in the middle of their work.
+    The processors that this process may keep busy, at least 1: those of its affinity mask, fewer where a control group
+    has a quota, as `docker run --cpus 2` sets it. More threads than that would be stopped together in the middle of
+    their work.
 
     Args:
         root (str): Where /proc and /sys are.

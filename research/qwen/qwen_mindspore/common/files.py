@@ -8,7 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["cache_folder", "check_disk", "configs_folder", "read_json", "replacing", "sha256", "state_folder", "sync_folder", "to_json"]
+__all__ = ["cache_folder", "check_disk", "configs_folder", "read_json", "replacing", "sha256", "state_folder",
+           "sync_folder", "to_json"]
 
 NAME = "qwen-mindspore"
 

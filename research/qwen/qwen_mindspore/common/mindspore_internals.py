@@ -12,8 +12,8 @@ __all__ = ["compiled_graph", "documented_platforms", "export_mindir", "forget_gr
 
 def select_compiled_graph(cell, graph):
     """
-    Say which graph the next call of a cell runs. In the phases prefill and increment MindSpore takes the graph under the
-    phase's name in `phase_cache`, and does not look at the inputs.
+    Say which graph the next call of a cell runs. In the phases prefill and increment MindSpore takes the graph under
+    the phase's name in `phase_cache`, and does not look at the inputs.
 
     Args:
         cell (Cell): In one of these phases.

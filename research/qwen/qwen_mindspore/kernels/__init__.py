@@ -7,8 +7,9 @@ belong to: a batch of prompts is packed one behind the other, so no work is spen
 Elementary operations:
 
     rms_norm(x, weight, epsilon)            x [T, hidden] -> [T, hidden] in x's type, computed in float32
-    linear(x, weights)                      x [T, in] -> [T, out]; weights as `kernels.weights.Weights` describes them. The
-                                            same in every set: a set replaces `product`, which has neither adapter nor cell
+    linear(x, weights)                      x [T, in] -> [T, out]; weights as `kernels.weights.Weights` describes them.
+                                            The same in every set: a set replaces `product`, which has neither adapter
+                                            nor cell
     dequantize(weight, scales, zeros, kind, group_size)
                                             rows [R, in] of a quantized weight, as checkpoints hold it
     rotary(x, cos, sin)                     x [T, H, D], cos and sin [T, D / 2] float32 -> [T, H, D] in x's type,
@@ -27,7 +28,8 @@ Elementary operations:
 
 A layer, which `portable` defines by the elementary operations, and which is fused where a set can. attention is
 (norm, wq, wk, wv, wo) and feed_forward (norm, w1, w2, w3), where a norm is (weight, epsilon) and wq ... are Weights;
-rotation is (cos, sin, query cos, query sin), [T, D / 2] float32 each: LogN scales the query, by a factor in the last two.
+rotation is (cos, sin, query cos, query sin), [T, D / 2] float32 each: LogN scales the query, by a factor in the last
+two.
 
     layer(x, attention, feed_forward, rotation, caches, slot_mapping, layout, prefill)
                                             y = x + wo(attention of the normalized x), then y + w2(w1(z) * silu(w3(z))),
@@ -73,8 +75,8 @@ the ones of this call included.
 
 caches are (key, value), of `cache_shape`, in `dtype`. With `use_cache_quantization` they are (key, value, key scales,
 value scales), the first two in uint8, the others float32 of `cache_scales_shape`, which each slot has H scales and then
-H zeros in: a head of a token is scale * (level - zero). A head's scale and zero span all tokens that one call writes for
-a sequence, as in the reference: prompts therefore depend on how much of them was cached before, in the last level.
+H zeros in: a head of a token is scale * (level - zero). A head's scale and zero span all tokens that one call writes
+for a sequence, as in the reference: prompts therefore depend on how much of them was cached before, in the last level.
 
 `portable`, plain MindSpore operations, is the definition that every other set is tested against.
 """

@@ -51,7 +51,9 @@ class PortableKernels(nn.Cell):
         return ops.cast(normed, x.dtype) * weight
 
     def linear(self, x, weights):
-        """x @ weight.T + bias, and what an adapter adds. The one place where kinds are told apart, besides `product`."""
+        """
+        x @ weight.T + bias, and what an adapter adds. The one place where kinds are told apart, besides `product`.
+        """
         if weights.kind == CELL:
             return weights.cell(x)
         product = self.product(x, weights)

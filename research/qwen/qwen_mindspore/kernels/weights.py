@@ -10,8 +10,9 @@ class Kind(IntEnum):
     """
     What the weight of a linear is. The C++ of the CPU's kernels is compiled with these numbers, see `kernels.cpu`.
 
-    FLOAT32, FLOAT16, BFLOAT16: numbers [outputs, inputs]. INT8, INT4: levels, see `checkpoint.packing`, in the layout of the
-    kernel set that they were prepared for. CELL: no weights at all, but a cell that computes [T, inputs] -> [T, outputs].
+    FLOAT32, FLOAT16, BFLOAT16: numbers [outputs, inputs]. INT8, INT4: levels, see `checkpoint.packing`, in the layout
+    of the kernel set that they were prepared for. CELL: no weights at all, but a cell that computes [T, inputs] ->
+    [T, outputs].
     """
 
     FLOAT32 = 0
@@ -27,8 +28,8 @@ class Weights:
     """
     The weights of one linear, x [T, inputs] -> [T, outputs].
 
-    They are collected after a model is built, loaded or altered: see `CausalLM.collect`. An object of this class only points
-    to the parameters of a cell.
+    They are collected after a model is built, loaded or altered: see `CausalLM.collect`. An object of this class only
+    points to the parameters of a cell.
 
     Args:
         kind (Kind): What `weight` is.
@@ -47,8 +48,8 @@ class Weights:
         own: What the kernel set keeps with them, see `bind` of the sets.
     """
 
-    def __init__(self, kind, weight=None, bias=None, quantization=None, scales=None, zeros=None, order=None, adapter=None,
-                 cell=None):
+    def __init__(self, kind, weight=None, bias=None, quantization=None, scales=None, zeros=None, order=None,
+                 adapter=None, cell=None):
         self.kind = int(kind)
         self.weight, self.bias, self.scales, self.zeros, self.order = weight, bias, scales, zeros, order
         self.adapter, self.cell, self.own = adapter, cell, None
@@ -77,7 +78,8 @@ def weights_of(linear, kernels):
     The Weights of a linear.
 
     Args:
-        linear (Cell): One of `model.linear`, or any cell x [T, inputs] -> [T, outputs] that was put in the place of one.
+        linear (Cell): One of `model.linear`, or any cell x [T, inputs] -> [T, outputs] that was put in the place of
+            one.
         kernels (Cell): The kernel set that will multiply by them.
     """
     weights = getattr(linear, "weights", None)

@@ -1,4 +1,6 @@
-"""Qwen with its language-model head, as a MindFormers model: the loss in training, logits otherwise, and steps of each."""
+"""
+Qwen with its language-model head, as a MindFormers model: the loss in training, logits otherwise, and steps of each.
+"""
 import contextlib
 import copy
 import functools
@@ -171,9 +173,9 @@ class CausalLM(PreTrainedModel):
         """
         Take what the kernels need of the cells below, as they are now, and forget the graphs that were made of others.
 
-        A linear of a built model may be replaced by any cell x [T, inputs] -> [T, outputs], or get an `adapter`: the next
-        prompt sees it, before the first answer or later. Who gives a linear another parameter object, as tied heads have,
-        must call this.
+        A linear of a built model may be replaced by any cell x [T, inputs] -> [T, outputs], or get an `adapter`: the
+        next prompt sees it, before the first answer or later. Who gives a linear another parameter object, as tied
+        heads have, must call this.
         """
         for name, parameter in self.parameters_and_names():
             parameter.name = name  # two wrappers alike would leave two parameters of one name, which no graph can have

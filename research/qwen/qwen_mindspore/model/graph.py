@@ -85,8 +85,8 @@ class DecoderLayer(nn.Cell):
 
     def collect(self):
         """
-        Take what the kernels need of the cells below, as they are now: (attention, feed_forward), see `kernels`. Not in the
-        graph, where each call costs time to compile, for each layer anew.
+        Take what the kernels need of the cells below, as they are now: (attention, feed_forward), see `kernels`. Not in
+        the graph, where each call costs time to compile, for each layer anew.
         """
         halves = (self.attention_norm, self.attention), (self.ffn_norm, self.feed_forward)
         self.collected = tuple((norm.weights(), *(weights_of(linear, self.kernels) for linear in half.linears()))

@@ -32,12 +32,14 @@ def build_embedding(config, kernels):
 
 def replace_linear(model, name, linear):
     """
-    Put another cell in the place of a linear, of a model that is built, loaded or not, before its first answer or later.
+    Put another cell in the place of a linear, of a model that is built, loaded or not, before its first answer or
+    later.
 
     Args:
         model (CausalLM): Its parameters then have the names of their new places.
         name (str): The linear's place, `transformer.layers.0.attention.wq` for example, or `lm_head`.
-        linear (Cell): x [T, inputs] -> [T, outputs]; one of this module, or any other, around the one that is there say.
+        linear (Cell): x [T, inputs] -> [T, outputs]; one of this module, or any other, around the one that is there
+            say.
 
     Raises:
         ValueError: There is no such linear.
@@ -52,8 +54,8 @@ def replace_linear(model, name, linear):
 
 def _weight_type(config, kernels):
     """
-    That of what a quantized model leaves as it is. Who quantizes is short of memory, and weights that were float16 are no
-    more exact in float32: they stay float16 where the kernels compute in float32.
+    That of what a quantized model leaves as it is. Who quantizes is short of memory, and weights that were float16 are
+    no more exact in float32: they stay float16 where the kernels compute in float32.
     """
     is_half = config.quantization and config.param_init_type == ms.float16 and not config.tie_word_embeddings
     return ms.float16 if is_half and kernels.dtype == ms.float32 else kernels.dtype
@@ -99,8 +101,8 @@ class Linear(_Holder):
 
 class QuantLinear(_Holder):
     """
-    Quantized weights: see `checkpoint.packing`. They are held in the kernels' own layout, zeros as long as no checkpoint
-    is loaded.
+    Quantized weights: see `checkpoint.packing`. They are held in the kernels' own layout, zeros as long as no
+    checkpoint is loaded.
     """
 
     def __init__(self, config, kernels, inputs, outputs, has_bias=False):

@@ -9,9 +9,9 @@ class TextStream:
     Text that grows token by token, never by part of a character, and ends before a stop word.
 
     What has come is given out at once, but for the bytes of an unfinished character and for what may turn out to be
-    the beginning of a stop word. `"".join(puts) + end()` is what `tokenizer.decode(ids, skip_special_tokens=True)` gives
-    for the same ids, as far as the stop word that is complete first: control tokens are left out, bytes that are not
-    UTF-8 become U+FFFD (or what the tokenizer's `errors` says).
+    the beginning of a stop word. `"".join(puts) + end()` is what `tokenizer.decode(ids, skip_special_tokens=True)`
+    gives for the same ids, as far as the stop word that is complete first: control tokens are left out, bytes that are
+    not UTF-8 become U+FFFD (or what the tokenizer's `errors` says).
 
     Args:
         tokenizer (QwenTokenizer): decodes.
