@@ -4,15 +4,15 @@ import tempfile
 
 os.environ.setdefault("LOG_MF_PATH", tempfile.mkdtemp(prefix="qwen-test-log-"))
 
-import base64  # noqa: E402
-import gc  # noqa: E402
-import shutil  # noqa: E402
+import base64
+import gc
+import shutil
 
-import pytest  # noqa: E402
-import yaml  # noqa: E402
+import pytest
+import yaml
 
-from helpers import ROOT, TINY  # noqa: E402
-from qwen_mindspore.common.configs import read_config  # noqa: E402
+from helpers import ROOT, TINY
+from qwen_mindspore.common.configs import read_config
 
 
 def pytest_collection_finish():

@@ -64,7 +64,7 @@ def imports_of(tree):
 
 
 def room_of(name):
-    return (name.split(".") + [""])[1]
+    return [*name.split("."), ""][1]
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if room_of(name_of(path)) in LEVEL], ids=shown)

@@ -66,7 +66,7 @@ with contextlib.redirect_stderr(io.StringIO()) as said:
     import mindformers
 print(mindformers.__name__, [line for line in said.getvalue().splitlines() if "Qwen is" in line])
 """
-    assert run(code, tmp_path) == str(
+    assert run(code, tmp_path) == (
         "mindformers [\"Qwen is not registered with MindFormers: No module named 'qwen_mindspore.gone'\"]")
 
 

@@ -3,6 +3,7 @@ Chat: answers that greedy decoding of the right prompt gives, however they are a
 base model says; what fits into the model.
 """
 import copy
+import itertools
 import random
 from types import SimpleNamespace
 
@@ -80,7 +81,7 @@ class TestAnswers:
         texts = list(chat_stream(model, tokenizer, "Why?", DIALOGUE, max_new_tokens=40))
         assert texts[-1] == expected
         assert len(texts) > 10
-        assert all(later.startswith(text) and later != text for text, later in zip(texts, texts[1:]))
+        assert all(later.startswith(text) and later != text for text, later in itertools.pairwise(texts))
 
     def test_a_batch_answers_each_as_if_alone(self, model, tokenizer, answer):
         queries = ["Why?", "Where is it, after all?", "你好", "x", "And?"]

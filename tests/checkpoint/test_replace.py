@@ -44,7 +44,7 @@ def folder_of(output):
 def older(output):
     """The files of the checkpoint that is there."""
     return [file for file in sorted(folder_of(output).glob("*")) if replace.OUR_FILES.fullmatch(file.name)
-            or file.name == output.name and file.is_file()]
+            or (file.name == output.name and file.is_file())]
 
 
 def write(output, word, count=2):
@@ -244,10 +244,10 @@ def test_of_two_processes_that_write_one_folder_the_second_is_told(tmp_path, is_
     output = tmp_path / "checkpoint"
     if is_there:
         output.mkdir()
-    with pytest.raises(FileExistsError, match="checkpoint exists: another process wrote it meanwhile"):
-        with replacing_checkpoint(output, []) as scratch:
-            (scratch / "config.json").write_text("second")
-            write(output, "first")
+    with (pytest.raises(FileExistsError, match="checkpoint exists: another process wrote it meanwhile"),
+          replacing_checkpoint(output, []) as scratch):
+        (scratch / "config.json").write_text("second")
+        write(output, "first")
     assert read(output) == "first" and not [*tmp_path.glob(".*")]
 
 

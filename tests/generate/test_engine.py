@@ -167,7 +167,7 @@ def test_whatever_happens_no_answer_changes_and_no_block_is_lost(either_model, w
     for id, reason in answers.reasons.items():
         answer, expected = answers.tokens[id], workload.expected[id]
         assert answer == expected if reason == "length" else answer == expected[:len(answer)], id
-        assert reason == "length" or reason == "cancelled" and id in cancelled
+        assert reason == "length" or (reason == "cancelled" and id in cancelled)
 
 
 def test_requests_wait_for_room_first_come_first_served(model):

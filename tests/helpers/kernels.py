@@ -42,7 +42,7 @@ class Layers:
 
     def __init__(self, kernels, weights, caches=()):
         self.kernels = kernels
-        for norm, *linears in itertools.chain(*weights):
+        for _, *linears in itertools.chain(*weights):
             for linear in linears:
                 kernels.bind(linear)
         self.layers = [(attention, feed_forward, caches) for attention, feed_forward in weights]

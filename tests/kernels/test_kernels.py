@@ -139,7 +139,7 @@ class PagedCase:
         lengths = positions[np.cumsum(queries) - 1] + 1
         return [Tensor(x.astype(np.int32)) for x in (self.tables[sequences], lengths, queries, positions, rows)]
 
-    def write(self, chosen=slice(None)):
+    def write(self, chosen=slice(None)):  # noqa: B008  nobody can alter a slice
         return self.kernels.cache_write(Tensor(np.concatenate(self.keys)[chosen]),
                                         Tensor(np.concatenate(self.values)[chosen]),
                                         self.caches, Tensor(self.slots[chosen]))

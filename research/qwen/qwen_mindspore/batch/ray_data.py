@@ -50,7 +50,7 @@ def answer_on_ray(args, config, format, journal):
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actors = ActorPoolStrategy(size=args.ray_actors, max_tasks_in_flight_per_actor=GROUPS_AT_ONCE,
                                max_concurrent_calls_per_actor=GROUPS_AT_ONCE, enable_true_multi_threading=True)
-    environment = {"GLOG_v": os.environ.get("GLOG_v", "3")}
+    environment = {"GLOG_v": os.environ.get("GLOG_v", "3")}  # noqa: SIM112  MindSpore spells it so
     if "NPU" not in resources.get("resources", {}):
         environment["QWEN_NUM_THREADS"] = str(max(1, int(resources["num_cpus"])))
     groups = from_items([0]).map_batches(

@@ -229,7 +229,7 @@ def _check_messages(messages):
 
 def _check_text(name, value):
     if not isinstance(value, str):
-        raise ValueError(f"{name}: expected text, found {shown(value)}")  # noqa: TRY004  it is a bad row
+        raise ValueError(f"{name}: expected text, found {shown(value)}")  # and no TypeError: it is a bad row
 
 
 def _check_history(history):

@@ -162,10 +162,7 @@ def _prompt(config, tokenizer, settings, query, history, system):
     """The ids of a prompt that the model can hold with an answer."""
     if not isinstance(query, str):
         raise ValueError(f"query: expected a text, found {type(query).__name__}; chat_batch takes several")
-    if settings.chat_format == "raw":
-        messages = []
-    else:
-        messages = as_messages(history, system)
+    messages = [] if settings.chat_format == "raw" else as_messages(history, system)
     ids = prompt_of([*messages, {"role": "user", "content": query}], settings, tokenizer, config)
     if len(ids) >= room_of(config):
         raise ValueError(f"query: it has {len(ids)} tokens with the system message, and the model holds "

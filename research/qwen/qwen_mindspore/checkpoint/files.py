@@ -116,7 +116,7 @@ def _files_of_index(folder, indexes):
 def _one_checkpoint(folder, files):
     """The files of a folder without an index, which must be one checkpoint, and all of it."""
     shards = [SHARD.fullmatch(file.name) for file in files]
-    sets = {shard and (shard[1], int(shard[3]), shard[4]) or file.name for file, shard in zip(files, shards)}
+    sets = {(shard and (shard[1], int(shard[3]), shard[4])) or file.name for file, shard in zip(files, shards)}
     if len(sets) > 1:
         raise ValueError(f"checkpoint {folder}: more than one checkpoint in this folder, {_listed(files)}: name the "
                          "file that is meant, or keep one checkpoint in a folder")

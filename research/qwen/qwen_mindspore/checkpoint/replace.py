@@ -67,7 +67,7 @@ def replacing_checkpoint(output, older):
     """
     place, is_file = _place(output), writes_one_file(output)
     folder = place.parent if is_file else place
-    moves = is_file or folder.exists() and not _can_be_renamed(folder)
+    moves = is_file or (folder.exists() and not _can_be_renamed(folder))
     home = folder if moves else folder.parent
     made = [parent for parent in (home, *home.parents) if not parent.exists()]
     scratch = home / f".{place.name}.{'moving' if moves else 'new'}-{secrets.token_hex(4)}"

@@ -199,7 +199,7 @@ class Engine:
                 no room for an answer.
         """
         prompt = np.asarray(request.prompt)
-        if prompt.ndim != 1 or prompt.size and prompt.dtype.kind not in "iu":
+        if prompt.ndim != 1 or (prompt.size and prompt.dtype.kind not in "iu"):
             raise ValueError(f"the prompt: expected a list of ids, found {str(request.prompt)[:80]}")
         capacity = min(self.config.seq_length, self.pool.count * self.block_size)
         check_prompt(prompt, self.config.vocab_size, capacity, "the prompt")
@@ -322,7 +322,7 @@ class Engine:
         count = self._prefill_end(sequence) - sequence.computed
         if self.piece:
             count = min(count, self.piece - sequence.computed % self.piece)
-            fits = not work or count <= room and (count == 1) == (work[0][1] == 1)  # see `call_rows`
+            fits = not work or (count <= room and (count == 1) == (work[0][1] == 1))  # see `call_rows`
             count = count if fits else 0
         else:
             count = min(count, room)

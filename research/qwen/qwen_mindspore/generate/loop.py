@@ -13,7 +13,7 @@ from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Tensor
 
-import qwen_mindspore.text.chatml  # noqa: F401  registered with the model, so that one import serves a whole YAML
+import qwen_mindspore.text.chatml  # registered with the model, so that one import serves a whole YAML
 import qwen_mindspore.text.processor  # noqa: F401
 from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.blocks import call_rows, piece_size
@@ -220,7 +220,7 @@ def _ids(prompt, number):
     if isinstance(prompt, Tensor):
         prompt = prompt.asnumpy()
     ids = np.asarray(prompt)
-    if ids.ndim != 1 or ids.size and ids.dtype.kind not in "iu":
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise ValueError(f"prompt {number}: expected a list of ids, found {shown(prompt)}")
     return ids.astype(np.int64)
 

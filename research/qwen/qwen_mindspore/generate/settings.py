@@ -40,7 +40,7 @@ ALLOWED = {
     "do_sample": ("True or False", lambda x: isinstance(x, bool)),
     "stop_words_ids": ("a list of lists of ids, none empty", lambda x: _is_words(x, _is_ids)),
     "stop_words": ("a list of strings, none empty", lambda x: _is_words(x, lambda word: isinstance(word, str))),
-    "seed": ("a whole number from 0 to 2**32 - 1", lambda x: x is None or _is_whole(x) and 0 <= x < 2 ** 32),
+    "seed": ("a whole number from 0 to 2**32 - 1", lambda x: x is None or (_is_whole(x) and 0 <= x < 2 ** 32)),
     "chat_format": ("'raw' or 'chatml'", lambda x: x in ("raw", "chatml")),
     "max_window_size": ("a whole number from 1", lambda x: _is_whole(x) and x >= 1),
     "eos_token_id": ("an id or a list of ids", lambda x: all(map(_is_whole, x if isinstance(x, tuple) else [x]))),

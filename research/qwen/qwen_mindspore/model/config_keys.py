@@ -10,8 +10,8 @@ import inspect
 import math
 import numbers
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import mindspore as ms
 from mindformers.generation.generation_config import GenerationConfig
@@ -203,7 +203,7 @@ def checked(key, value):
         ValueError: The key takes no such value.
     """
     kind = KINDS.get(QWEN_NAMES.get(key, key))
-    if kind is None or value is None and kind.optional:
+    if kind is None or (value is None and kind.optional):
         return value
     try:
         return kind.read(value)

@@ -9,7 +9,7 @@ from qwen_mindspore.checkpoint.formats import FLOATS, Stored
 from qwen_mindspore.checkpoint.packing import PACKED_TYPES
 from qwen_mindspore.families import FAMILIES
 
-__all__ = ["checkpoint_files", "check_weights", "load_weights", "prepare_weights"]
+__all__ = ["check_weights", "checkpoint_files", "load_weights", "prepare_weights"]
 
 CHUNK_BYTES = 64 * 2**20
 ALIGNMENT = 64  # bytes: a cache line

@@ -5,7 +5,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-__all__ = ["ntk_alphas", "RotaryTables"]
+__all__ = ["RotaryTables", "ntk_alphas"]
 
 
 def ntk_alphas(train_length, max_length):
