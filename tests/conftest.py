@@ -15,6 +15,12 @@ from helpers import ROOT, TINY
 from qwen_mindspore.common.configs import read_config
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """What starts processes of its own comes last: a fault in a unit is seen before the minutes that those take."""
+    items.sort(key=lambda item: item.get_closest_marker("process") is not None)
+
+
 def pytest_collection_finish():
     """MindSpore collects garbage at every compilation: it need not look at what the imports have left each time."""
     gc.freeze()

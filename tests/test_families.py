@@ -148,6 +148,7 @@ def test_an_error_lists_the_families_that_are_known(llama):
         family_of({})
 
 
+@pytest.mark.process
 def test_the_table_needs_no_other_module():
     folder = Path(families.__file__).parents[1]
     code = ("import sys, qwen_mindspore.families\n"

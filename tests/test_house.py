@@ -131,11 +131,13 @@ def import_without(modules, hidden):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.process
 def test_the_lowest_rooms_and_the_quantizer_import_without_mindspore_and_mindformers():
     rooms = ("common", "families", "checkpoint", "quantize")
     import_without([name for name in NAMES if room_of(name) in rooms], ["mindspore", "mindformers"])
 
 
+@pytest.mark.process
 def test_commands_say_what_they_do_without_what_only_some_need():
     modules = [f"qwen_mindspore.cli.{name}" for name in ("main", "predict", "chat", "batch", "convert", "export",
                                                           "quantize", "demo_model", "benchmark")]

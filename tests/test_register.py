@@ -12,6 +12,8 @@ import yaml
 
 from helpers import ROOT
 
+pytestmark = pytest.mark.process
+
 # Whatever .pth this environment has: none of ours, so far.
 UNHOOKED = """
 import sys

@@ -183,6 +183,7 @@ def test_a_forced_kernel_set_does_not_mislead_the_audit(monkeypatch):
     assert "PagedAttention" in audit(load_config(DEMO, "float16"))["primitives"]
 
 
+@pytest.mark.process
 def test_the_command_works_anywhere_and_prints_the_report_alone(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/audit_ascend.py"), "--config", str(CONFIG_7B), "--json",
                "--layers", "3", "--batch_size", "4", "--context_length", "1000"]

@@ -205,6 +205,7 @@ def test_what_others_wrote_is_not_touched(out, name):
     assert files(out) == {name: b"my notes\n"}
 
 
+@pytest.mark.process
 def test_one_process_at_a_time(out):
     code = ("import sys; from qwen_mindspore.batch.journal import Journal; j = Journal(sys.argv[1], {}); "
             "j.add(1, 'A', {}); print('locked', flush=True); input()")

@@ -93,6 +93,7 @@ def test_an_actor_takes_an_npu_or_its_share_of_the_cpus(device, arguments, there
     assert ("those that find no place wait" in capsys.readouterr().err) == waits
 
 
+@pytest.mark.process
 def test_two_actors_on_a_local_cluster_go_on_with_what_one_process_began(tmp_path, tiny_yaml, tiny_checkpoint,
                                                                         monkeypatch):
     """And the output is byte for byte that of one process."""

@@ -115,6 +115,7 @@ def test_a_plot_without_matplotlib_says_what_it_needs(tmp_path, capsys, monkeypa
 
 # A contestant
 
+@pytest.mark.process
 def test_the_figures_before_a_failure_are_kept(tmp_path, monkeypatch, capsys):
     package = tmp_path / "failing"
     (package / "bench").mkdir(parents=True)
@@ -128,6 +129,7 @@ def test_the_figures_before_a_failure_are_kept(tmp_path, monkeypatch, capsys):
     assert "it failed" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_failure_before_all_figures_ends_the_run(tmp_path, monkeypatch):
     package = tmp_path / "failing"
     (package / "bench").mkdir(parents=True)
@@ -198,6 +200,7 @@ def test_without_the_demo_model_it_says_how_to_get_it(cache, capfd):
     assert "scripts/demo.sh" in fails(capfd)
 
 
+@pytest.mark.process
 def test_without_a_peer_it_says_how_to_get_it_and_has_written_nothing(cache, monkeypatch, capfd):
     monkeypatch.setitem(benchmark.PEERS, "llama-cpp", (("no_such_module",), "pip install it"))
     message = fails(capfd, "--hf", str(TINY), "--vs", "llama-cpp")
@@ -323,6 +326,7 @@ def test_a_tied_embedding_is_read_as_the_head():
 
 # All of it
 
+@pytest.mark.process
 def test_a_run_on_the_golden_model(cache, tmp_path):
     options = ["--hf", str(TINY), "--kernels", "portable", "--vs", "torch", "--prompts", "4,20", "--batches", "1,2",
                "--new_tokens", "4", "--repeat", "1", "--json", str(tmp_path / "report.json")]

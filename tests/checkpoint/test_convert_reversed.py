@@ -177,6 +177,7 @@ def test_query_key_and_value_of_different_types_need_a_choice(tmp_path, hf):
     assert torch.equal(weight[12:], random_tensors()["transformer.h.0.attn.c_attn.weight"][12:])
 
 
+@pytest.mark.process
 def test_the_command_prints_the_path_and_nothing_else(tmp_path, hf):
     convert_weight(hf, tmp_path / "ms/qwen.ckpt")
 

@@ -323,6 +323,7 @@ def test_foreign_weights_in_the_folder_are_neither_mixed_in_nor_removed(tmp_path
     assert (tmp_path / "ms/adapter.safetensors").exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_a_process_that_is_killed_leaves_no_half_and_the_next_one_nothing_else(tmp_path, output):
     folder = write_hf_folder(tmp_path / "hf", random_tensors())
@@ -338,6 +339,7 @@ def test_a_process_that_is_killed_leaves_no_half_and_the_next_one_nothing_else(t
     assert not [*tmp_path.glob(".*"), *(tmp_path / "out").glob(".*")]
 
 
+@pytest.mark.process
 def test_the_command_prints_the_path_and_nothing_else(tmp_path):
     write_hf_folder(tmp_path / "hf", random_tensors())
 
@@ -349,6 +351,7 @@ def test_the_command_prints_the_path_and_nothing_else(tmp_path):
     assert (tmp_path / "run/qwen.ckpt").is_file()
 
 
+@pytest.mark.process
 def test_the_command_fails_with_one_line(tmp_path):
     command = [sys.executable, SCRIPT, "--torch_ckpt_dir", "nowhere"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -248,6 +248,7 @@ def demo_script(tmp_path):
     return run, checkpoint
 
 
+@pytest.mark.process
 def test_the_demo_model_is_made_once(demo_script):
     run, checkpoint = demo_script
     model, conversion = run()
@@ -255,6 +256,7 @@ def test_the_demo_model_is_made_once(demo_script):
     assert run() == []
 
 
+@pytest.mark.process
 def test_a_demo_model_whose_conversion_was_killed_is_made_again(demo_script):
     run, checkpoint = demo_script
     (checkpoint / ".partial-0").mkdir(parents=True)

@@ -404,6 +404,7 @@ def test_a_quantized_embedding_has_no_place_in_autogptqs_format(tmp_path):
         convert_reversed(tmp_path / "ms", tmp_path / "back")
 
 
+@pytest.mark.process
 def test_the_commands_go_there_and_back(tmp_path):
     folder, _, _ = folder_of(tmp_path)
     scripts = ROOT / "convert"

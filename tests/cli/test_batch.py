@@ -208,6 +208,7 @@ def wait_for_rows(folder, count):
     raise TimeoutError("no rows")
 
 
+@pytest.mark.process
 def test_a_killed_process_and_an_interrupted_one_with_the_model_itself(work, tmp_path):
     """SIGKILL, then Ctrl-C, then to the end; and what one process gives that nobody disturbs."""
     rows = [{"prompt": prompt, "max_new_tokens": 3 + 7 * i % 60} for i, prompt in enumerate(PROMPTS * 4)]

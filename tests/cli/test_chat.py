@@ -28,6 +28,7 @@ def answers(build_tiny, tiny_hf):
     return answer
 
 
+@pytest.mark.process
 class TestPipe:
     @pytest.fixture(scope="class")
     def result(self, tmp_path_factory, tiny_yaml, tiny_checkpoint):
@@ -151,6 +152,7 @@ class TestTalk:
         assert console.seen[1] == "said [cut off after 1 tokens; :conf max_new_tokens=N allows more]"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("backend", ["tmux", "pty"])
 def test_a_session_in_a_terminal(backend, tmp_path, tiny_yaml, tiny_checkpoint, answers):
     if backend == "tmux" and not terminals.HAS_TMUX:

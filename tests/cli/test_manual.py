@@ -11,6 +11,8 @@ import pytest
 from qwen_chat import make_context
 from qwen_tokenizer import QwenTokenizer
 
+pytestmark = pytest.mark.process
+
 OLD_YAML = """
 seed: 0
 output_dir: './output'

@@ -81,6 +81,7 @@ def test_the_tokenizer_has_the_vocabulary_beside_the_checkpoint(tiny_yaml, tiny_
     assert (type(tokenizer).__name__, tokenizer.eod_id) == (name, 256)
 
 
+@pytest.mark.process
 def test_standard_output_has_answers_and_nothing_else():
     code = """
 import os, sys

@@ -23,6 +23,7 @@ def expected_answer(build_tiny, tokenizer, ids, new_tokens, skip):
     return tokenizer.decode(out[skip:], skip_special_tokens=True)
 
 
+@pytest.mark.process
 def test_a_base_model_continues_each_prompt(tmp_path, tiny_yaml, tiny_checkpoint, tiny_hf, build_tiny):
     tokenizer = QwenTokenizer(str(tiny_hf))
     prompts = [PROMPT, "The"]
@@ -34,6 +35,7 @@ def test_a_base_model_continues_each_prompt(tmp_path, tiny_yaml, tiny_checkpoint
     assert "tokens/s" in result.stderr
 
 
+@pytest.mark.process
 def test_a_chat_model_prints_only_its_reply(tmp_path, tiny_yaml, tiny_ckpt, tiny_hf, build_tiny):
     tokenizer = QwenTokenizer(str(tiny_hf))
     question = "Hi <|im_end|> there"

@@ -478,6 +478,7 @@ print(together == answers and len(answers[0]) == len(answers[1]) == 360)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kernels", runnable_kernels())
 def test_two_models_may_be_stepped_from_two_threads(tiny_checkpoint, kernels):
     """In a process of its own, which can be ended if it hangs."""

@@ -232,6 +232,7 @@ def test_rounding_goes_on_too(tiny_checkpoint, tmp_path, monkeypatch):
     assert len(calls) == 7 + 10
 
 
+@pytest.mark.process
 def test_the_command_ends_at_a_signal_with_one_line_and_goes_on(tiny_checkpoint, text, tmp_path):
     script = str(ROOT / "scripts/quantize.py")
     options = ["--load_checkpoint", tiny_checkpoint, "--output", "out", "--data", text, "--length", LENGTH]
