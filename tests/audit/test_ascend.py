@@ -144,13 +144,13 @@ class UnsupportedPrimitive(AscendKernels):
 
 class WeightCast(AscendKernels):
     def linear_add(self, x, weights, residual):
-        weight, _ = weights
-        return residual + ops.cast(self.matmul(ops.cast(x, ms.float32), ops.cast(weight, ms.float32)), x.dtype)
+        product = self.matmul(ops.cast(x, ms.float32), ops.cast(weights.weight, ms.float32))
+        return residual + ops.cast(product, x.dtype)
 
 
 class WeightTransposed(AscendKernels):
     def linear_add(self, x, weights, residual):
-        return residual + ops.matmul(x, ops.transpose(weights[0], (1, 0)))
+        return residual + ops.matmul(x, ops.transpose(weights.weight, (1, 0)))
 
 
 class WeightReadTwice(AscendKernels):

@@ -132,6 +132,9 @@ def test_an_adapter_is_added_and_taken_away(build):
     assert np.abs(with_adapter - before).max() > 0.1
     np.testing.assert_allclose(with_adapter, logits(merged), atol=2e-4)
     linear.adapter = None
+    model.lm_head.adapter = LowRank(*model.lm_head.weight.shape[::-1])
+    assert np.abs(logits(model) - before).max() > 0.1
+    model.lm_head.adapter = None
     np.testing.assert_array_equal(logits(model), before)
 
 

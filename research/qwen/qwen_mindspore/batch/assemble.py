@@ -7,6 +7,7 @@ from qwen_mindspore.batch.records import file_format
 from qwen_mindspore.batch.worker import RowOptions, Worker
 from qwen_mindspore.checkpoint.files import checkpoint_files
 from qwen_mindspore.common.files import sha256
+from qwen_mindspore.generate.blocks import piece_size
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
 from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings
@@ -52,7 +53,9 @@ def fingerprint(args, config, settings, options):
     tokenizer = build_tokenizer(config)
     model = {name: value for name, value in model_config.items() if name not in NOT_IN_ANSWERS}
     kernels = os.environ.get("QWEN_KERNELS") or model_config.kernels or "auto"
-    return {"input": {"sha256": sha256(args.input), "format": file_format(args.input, args.input_format)},
+    # What 0.1 wrote to a cache of 8 bits depended on the rows beside: its answers are not to be mixed with these.
+    pieces = {"cache_pieces": piece_size(build_config(config))} if model_config.use_cache_quantization else {}
+    return {**pieces, "input": {"sha256": sha256(args.input), "format": file_format(args.input, args.input_format)},
             "rows_are_read": asdict(options), "settings": asdict(settings),
             "model": {**model, "device": config.context.device_target, "kernels": kernels},
             "checkpoint": checkpoint_digest(model_config.checkpoint_name_or_path),

@@ -10,7 +10,6 @@ read its weights and cache at this machine's bandwidth, or only multiply at its 
 all threads of the machine.
 """
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from qwen_mindspore.bench.run import CONTEXT, PEERS, benchmark, shipped_configs
 from qwen_mindspore.checkpoint.gguf import TYPES
 from qwen_mindspore.cli.command import run_command
 from qwen_mindspore.cli.options import positive_int, positive_ints
+from qwen_mindspore.common.files import write_json
 from qwen_mindspore.common.plots import output_problem
 
 
@@ -96,7 +96,7 @@ def main(argv=None):
         report = benchmark(args)
         print(table(report), file=answers)
         if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_json(args.json, report)
         if args.plot:
             plot(report, args.plot)
 

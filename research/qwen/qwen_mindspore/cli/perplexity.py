@@ -11,11 +11,11 @@ of another checkpoint:
     --compare load_checkpoint=int4 --compare use_dynamic_ntk=false,use_logn_attn=false --plot FILE.png
 """
 import argparse
-import json
 from pathlib import Path
 
 from qwen_mindspore.cli.command import run_command
 from qwen_mindspore.cli.options import add_common_options, positive_int, positive_ints
+from qwen_mindspore.common.files import write_json
 from qwen_mindspore.common.plots import output_problem
 
 
@@ -73,7 +73,7 @@ def main(argv=None):
         report = measure(args)
         print(table(report), file=answers)
         if args.json:
-            args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_json(args.json, report)
         if args.plot:
             plot(report, args.plot)
 

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 __all__ = ["cache_folder", "check_disk", "configs_folder", "read_json", "replacing", "sha256", "state_folder",
-           "sync_folder", "to_json"]
+           "sync_folder", "to_json",
+           "write_json"]
 
 NAME = "qwen-mindspore"
 
@@ -57,6 +58,12 @@ def read_json(path):
 def to_json(content):
     """The bytes of a JSON file."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path, content):
+    """Write a JSON file, whole or not at all."""
+    with replacing(path) as written:
+        written.write_bytes(to_json(content))
 
 
 @contextlib.contextmanager

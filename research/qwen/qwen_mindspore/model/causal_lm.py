@@ -190,7 +190,8 @@ class CausalLM(PreTrainedModel):
 
     def _parts(self):
         """The cells that may be replaced, as they are now."""
-        return [self.lm_head, self.transformer.wte, *self.transformer.linears()]
+        adapter = getattr(self.lm_head, "adapter", None)
+        return [self.lm_head, adapter, self.transformer.wte, *self.transformer.linears()]
 
     # A step from arrays to arrays, which the loop and the engine go by.
 
