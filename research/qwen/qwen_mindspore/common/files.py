@@ -9,8 +9,7 @@ import tempfile
 from pathlib import Path
 
 __all__ = ["cache_folder", "check_disk", "configs_folder", "read_json", "replacing", "sha256", "state_folder",
-           "sync_folder", "to_json",
-           "write_json"]
+           "sync_folder", "to_json", "write_json"]
 
 NAME = "qwen-mindspore"
 

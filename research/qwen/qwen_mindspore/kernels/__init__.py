@@ -76,7 +76,7 @@ the ones of this call included.
 caches are (key, value), of `cache_shape`, in `dtype`. With `use_cache_quantization` they are (key, value, key scales,
 value scales), the first two in uint8, the others float32 of `cache_scales_shape`, which each slot has H scales and then
 H zeros in: a head of a token is scale * (level - zero). A head's scale and zero span all tokens that one call writes
-for a sequence, as in the reference: who wants the same levels again must write by the same calls, see `generate.blocks`.
+for a sequence, as in the reference: who wants the same levels again writes by the same calls, see `generate.blocks`.
 
 `portable`, plain MindSpore operations, is the definition that every other set is tested against.
 """

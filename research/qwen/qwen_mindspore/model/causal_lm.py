@@ -175,7 +175,7 @@ class CausalLM(PreTrainedModel):
 
         A linear of a built model may be replaced by any cell x [T, inputs] -> [T, outputs], or get an `adapter`: the
         next prompt sees it, before the first answer or later. Who gives a linear another parameter object, as tied
-        heads have, must call this.
+        heads have, or an adapter to a linear inside a wrapper, must call this.
         """
         for name, parameter in self.parameters_and_names():
             parameter.name = name  # two wrappers alike would leave two parameters of one name, which no graph can have
