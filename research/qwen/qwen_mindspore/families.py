@@ -3,8 +3,8 @@ The families of models as data: their sizes, and the name, shape, bias and split
 
 All that differs between one Llama-like family and another stands in its table here; the converters (Hugging Face,
 AutoGPTQ, GGUF), the quantizer, the benchmark's peers and the loaders read it, and the model takes its sizes from it. To
-add a family, write its table after `QWEN` and put it into `FAMILIES`. The graph of `model.graph` is Qwen's so far: as many
-key/value heads as heads, with biases.
+add a family, write its table after `QWEN` and put it into `FAMILIES`. The graph of `model.graph` is Qwen's so far: as
+many key/value heads as heads, with biases.
 
 A name is given without `.weight` and `.bias`. Where several modules have one name on a side, they are one tensor there:
 their rows stacked in the order of the table, as those of q, k and v in Qwen's `c_attn`. Weights are [out, in] on every
