@@ -451,6 +451,7 @@ import sys, threading
 import numpy as np
 from qwen_mindspore.generate.engine import Engine, Request
 from qwen_mindspore.generate.loop import QwenForCausalLM
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.model.config import QwenConfig
 
 checkpoint, folder, kernels = sys.argv[1:]
