@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -178,6 +179,10 @@ def test_options_that_make_no_sense(options, message, capsys):
         parse_args(options.split())
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_older_spelling_is_understood():
+    assert parse_args(["--quantised", "a", "--quantized", "b"]).quantized == [Path("a"), Path("b")]
 
 
 def test_a_kernel_set_that_can_not_run_here(cache, capfd):

@@ -37,7 +37,7 @@ def parse_args(argv=None):
                         help="kernel sets (default: all that can run here)")
     parser.add_argument("--vs", type=_peer, action="append", default=[], metavar="PEER",
                         help=f"torch, transformers, llama-cpp or llama-cpp:TYPE, TYPE one of {', '.join(TYPES)}")
-    parser.add_argument("--quantized", type=Path, action="append", default=[], metavar="C",
+    parser.add_argument("--quantized", "--quantised", type=Path, action="append", default=[], metavar="C",
                         help="the same model as scripts/quantize.py wrote it, measured beside the others")
     parser.add_argument("--peer_python", default=sys.executable, metavar="PATH",
                         help="the Python that has the peers' packages, if it is another one")
