@@ -16,9 +16,8 @@ from pathlib import Path
 from qwen_mindspore.bench.report import plot, table
 from qwen_mindspore.bench.run import CONTEXT, PEERS, benchmark, shipped_configs
 from qwen_mindspore.checkpoint.gguf import TYPES
-from qwen_mindspore.cli.command import run_command
+from qwen_mindspore.cli.command import give_report, run_command
 from qwen_mindspore.cli.options import positive_int, positive_ints
-from qwen_mindspore.common.files import write_json
 from qwen_mindspore.common.plots import output_problem
 
 
@@ -93,11 +92,6 @@ def main(argv=None):
     args = parse_args(argv)
 
     def work(answers):
-        report = benchmark(args)
-        print(table(report), file=answers)
-        if args.json:
-            write_json(args.json, report)
-        if args.plot:
-            plot(report, args.plot)
+        give_report(benchmark(args), args, answers, table, plot)
 
     return run_command("benchmark", work)

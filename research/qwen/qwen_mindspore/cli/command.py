@@ -4,9 +4,10 @@ import os
 import signal
 import sys
 
+from qwen_mindspore.common.files import write_json
 from qwen_mindspore.common.progress import say
 
-__all__ = ["INTERRUPTED", "run_command", "stdout_for_answers"]
+__all__ = ["INTERRUPTED", "give_report", "run_command", "stdout_for_answers"]
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit code of a command that was interrupted
 
@@ -50,6 +51,23 @@ def run_command(name, work, verbose=False, interrupted="interrupted", failed=1):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def give_report(report, args, answers, table, plot):
+    """
+    A report as a command's options want it: its table on standard output, JSON and a plot in files.
+
+    Args:
+        report (dict): What was measured.
+        args (argparse.Namespace): With `json` and `plot`, paths or None.
+        answers (file): Standard output.
+        table, plot (function): Make text of a report; draw one into a file.
+    """
+    print(table(report), file=answers)
+    if args.json:
+        write_json(args.json, report)
+    if args.plot:
+        plot(report, args.plot)
 
 
 def _reason(error):

@@ -13,9 +13,8 @@ of another checkpoint:
 import argparse
 from pathlib import Path
 
-from qwen_mindspore.cli.command import run_command
+from qwen_mindspore.cli.command import give_report, run_command
 from qwen_mindspore.cli.options import add_common_options, positive_int, positive_ints
-from qwen_mindspore.common.files import write_json
 from qwen_mindspore.common.plots import output_problem
 
 
@@ -70,11 +69,6 @@ def main(argv=None):
     def work(answers):
         from qwen_mindspore.evaluate.perplexity import measure, plot, table
 
-        report = measure(args)
-        print(table(report), file=answers)
-        if args.json:
-            write_json(args.json, report)
-        if args.plot:
-            plot(report, args.plot)
+        give_report(measure(args), args, answers, table, plot)
 
     return run_command("perplexity", work, args.verbose)
