@@ -184,7 +184,10 @@ class Family:
             raise ValueError(f"config.json: num_attention_heads is {heads}, expected a multiple of "
                              f"{self.keys.kv_heads}, {kv_heads}")
         head_size = None if config.get(self.keys.head_size) is None else _size(config, self.keys.head_size)
-        head_size = self.head_size(hidden, heads, head_size)
+        try:
+            head_size = self.head_size(hidden, heads, head_size)
+        except ValueError as error:
+            raise ValueError(f"config.json: {error}") from None
         tied = config.get("tie_word_embeddings")
         return Sizes(_size(config, "vocab_size"), hidden, _size(config, "num_hidden_layers"), heads, kv_heads,
                      head_size, self.ffn_width(ffn), self.keys.tied if tied is None else bool(tied))
