@@ -1,6 +1,5 @@
 """Converting a Qwen between Hugging Face's checkpoints and MindSpore's, a few rows at a time."""
 import re
-import sys
 from pathlib import Path
 
 from qwen_mindspore.checkpoint import gptq
@@ -16,6 +15,7 @@ from qwen_mindspore.checkpoint.names import hf_to_ms, ms_to_hf
 from qwen_mindspore.checkpoint.replace import repair
 from qwen_mindspore.checkpoint.save import save
 from qwen_mindspore.common.files import to_json
+from qwen_mindspore.common.progress import say
 from qwen_mindspore.families import family_of
 
 __all__ = ["DEFAULT_OUTPUT", "convert_reversed", "convert_weight", "save_hf"]
@@ -113,8 +113,7 @@ def convert_reversed(mindspore_ckpt_path, torch_ckpt_path, config=None, dtype=No
     checkpoint = Checkpoint(files)
     extra = check_tensors(checkpoint, hf_to_ms(settings))
     if extra:
-        print(f"convert_reversed: left out {len(extra)} entries that are not weights of the model, "
-              f"like {extra[0]}", file=sys.stderr)
+        say("convert_reversed", f"left out {len(extra)} entries that are not weights of the model, like {extra[0]}")
     sidecars = read_sidecars(config_path.parent, folder)
     sidecars["config.json"] = config_path.read_bytes()
     return save_hf(checkpoint, settings, Path(torch_ckpt_path), sidecars, dtype, overwrite)

@@ -82,5 +82,5 @@ def weights_of(linear, kernels):
             one.
         kernels (Cell): The kernel set that will multiply by them.
     """
-    weights = getattr(linear, "weights", None)
-    return kernels.bind(weights() if callable(weights) else Weights(Kind.CELL, cell=linear))
+    collected = getattr(linear, "collected", None)
+    return kernels.bind(Weights(Kind.CELL, cell=linear)) if collected is None else collected
