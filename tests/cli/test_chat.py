@@ -230,8 +230,9 @@ class TestBeginning:
             arguments += [] if option in arguments else [option, value]
         assert main(arguments) == 1
         out, err = capfd.readouterr()
-        assert out == "" and err.strip().count("\n") == 0
-        assert err.startswith("run_qwen_7b_chat: ") and said in err
+        waiting, told = err.splitlines()
+        assert out == "" and waiting == "run_qwen_7b_chat: loading the model ..."
+        assert told.startswith("run_qwen_7b_chat: ") and said in told
 
     def test_the_7b_chat_is_what_is_talked_to_by_default(self):
         assert parse_args([]).config.endswith("predict_qwen_7b_chat.yaml")

@@ -50,6 +50,10 @@ class Checkpoint:
         """Rows `first` to `last` of a tensor, as a torch tensor."""
         return self._readers[name].read(name, first, last)
 
+    def array(self, name, first, last):
+        """Rows `first` to `last` of a tensor, as a numpy array, floats as float32."""
+        return self._readers[name].array(name, first, last)
+
 
 def checkpoint_files(path, patterns=MINDSPORE):
     """

@@ -4,16 +4,20 @@
     .bin          torch.save's zip archive
     .ckpt         MindSpore's protobuf messages, mindspore/train/checkpoint_pb2.py
 
-A reader has `tensors`, {name: Stored(shape, dtype)}, taken from the headers alone, and
-`read(name, first, last)`, those rows as a torch tensor. It opens the file anew for every read: the pages of a
-mapped file count as this process's memory until it is closed, and a checkpoint may be larger than the memory.
+A reader has `tensors`, {name: Stored(shape, dtype)}, taken from the headers alone, `read(name, first, last)`, those
+rows as a torch tensor, and `array(name, first, last)`, the same as a numpy array with floats as float32, for which
+torch is not imported where numpy has the type. It opens the file anew for every read: the pages of a mapped file
+count as this process's memory until it is closed, and a checkpoint may be larger than the memory.
 """
 import json
 import math
 import pickle
 from typing import NamedTuple
 
+import numpy as np
+
 FLOATS = ("float32", "float16", "bfloat16")
+NUMPY_TYPES = ("float32", "float16", "int32", "uint8")
 ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "uint8": 1}
 SAFETENSORS_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "uint8": "U8"}
 CKPT_NAME = {"float32": "Float32", "float16": "Float16", "bfloat16": "BFloat16", "int32": "Int32", "uint8": "UInt8"}
@@ -42,14 +46,20 @@ class SafetensorsFile:
             self.tensors = {name: _stored(file.get_slice(name)) for name in file.offset_keys()}
 
     def read(self, name, first, last):
-        with self._open() as file:
+        with self._open("pt") as file:
             return file.get_slice(name)[first:last]
 
-    def _open(self):
+    def array(self, name, first, last):
+        if self.tensors[name].dtype not in NUMPY_TYPES:
+            return _to_array(self.read(name, first, last))
+        with self._open() as file:
+            return _widened(file.get_slice(name)[first:last])
+
+    def _open(self, framework="np"):
         from safetensors import SafetensorError, safe_open
 
         try:
-            return safe_open(self.path, framework="pt")
+            return safe_open(self.path, framework=framework)
         except SafetensorError as error:
             raise ValueError(_damaged(self.path, error)) from error
 
@@ -68,6 +78,9 @@ class TorchFile:
 
     def read(self, name, first, last):
         return self._load()[name][first:last]
+
+    def array(self, name, first, last):
+        return _to_array(self.read(name, first, last))
 
     def _load(self):
         import torch
@@ -103,9 +116,15 @@ class CkptFile:
         import torch
 
         shape, dtype = self.tensors[name]
-        row = math.prod(shape[1:]) * ITEM_SIZE[dtype]
-        data = self._read_bytes(name, first * row, last * row)
+        data = self._read_rows(name, first, last)
         return torch.frombuffer(data, dtype=getattr(torch, dtype)).view(last - first, *shape[1:])
+
+    def array(self, name, first, last):
+        shape, dtype = self.tensors[name]
+        if dtype not in NUMPY_TYPES:
+            return _to_array(self.read(name, first, last))
+        data = np.frombuffer(self._read_rows(name, first, last), dtype)
+        return _widened(data.reshape(last - first, *shape[1:]))
 
     def _add(self, file, value):
         fields = dict(_fields(file, *value))
@@ -120,8 +139,11 @@ class CkptFile:
         self.tensors[name] = Stored(shape, _our_name(_read_text(file, fields[2]), CKPT_NAME))
         self._spans.setdefault(name, []).append(fields[3])
 
-    def _read_bytes(self, name, first, last):
-        """Bytes `first` to `last` of a tensor whose content lies in one or more spans of the file."""
+    def _read_rows(self, name, first, last):
+        """The bytes of rows `first` to `last` of a tensor, whose content lies in one or more spans of the file."""
+        shape, dtype = self.tensors[name]
+        row = math.prod(shape[1:]) * ITEM_SIZE[dtype]
+        first, last = first * row, last * row
         data, offset = bytearray(), 0
         with open(self.path, "rb") as file:
             for start, end in self._spans[name]:
@@ -172,6 +194,14 @@ def write_ckpt(file, tensors, chunks):
                 part = chunk[:room]
                 file.write(part)
                 chunk, room, left = chunk[len(part):], room - len(part), left - len(part)
+
+
+def _to_array(tensor):
+    return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+
+
+def _widened(array):
+    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
 
 def _our_name(dtype, names):

@@ -5,7 +5,6 @@ At a terminal: a prompt with history and line editing, answers as they grow, com
 pipe: one question a line; standard output carries the answers and nothing else.
 """
 import argparse
-import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from qwen_mindspore.cli.command import run_command
 from qwen_mindspore.cli.options import add_common_options, add_generation_options, config_of, generation_options
 from qwen_mindspore.common.files import state_folder
-from qwen_mindspore.common.progress import say
+from qwen_mindspore.common.progress import say, waiting
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
 
 NAME = "run_qwen_7b_chat"
@@ -40,10 +39,10 @@ def build_session(args):
     Raises:
         FileNotFoundError, ValueError: What the command line or the YAML names is not there, or can't be.
     """
+    config = config_of(args)
     from qwen_mindspore.chat.chat import chat_settings
     from qwen_mindspore.chat.session import Session
     from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
-    config = config_of(args)
     settings = chat_settings(build_config(config), **generation_options(args))
     set_context(config)
     session = Session(build_model(config), build_tokenizer(config), settings,
@@ -139,24 +138,12 @@ def _answer(session, console, question):
         console.say(f"[{session.stats()}]")
 
 
-@contextlib.contextmanager
-def _notice(text):
-    """A line for a person who waits, gone when the waiting is over."""
-    if sys.stderr.isatty():
-        print(text, end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
 def main(argv=None):
     """The command. Returns the exit code."""
     args = parse_args(argv)
 
     def work(answers):
-        with _notice("Loading the model ..."):
+        with waiting(NAME, "loading the model"):
             session, config = build_session(args)
         if sys.stdin.isatty() and answers.isatty():
             from qwen_mindspore.chat.terminal import Terminal

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from qwen_mindspore.cli.command import run_command
 from qwen_mindspore.cli.options import add_common_options, boolean, config_of, positive_int
+from qwen_mindspore.common.progress import say
 from qwen_mindspore.generate.build import build_tokenizer, set_context
+
+NAME = "run_qwen_7b"
 
 
 def parse_args(argv=None):
@@ -91,11 +94,12 @@ def predict(args):
     Returns:
         list[str], one for each prompt: the prompt with its continuation, or a chat model's reply.
     """
+    prompts = read_prompts(args.predict_data)
+    say(NAME, "loading the model ...")
+    config = config_of(args)
     from mindformers import Trainer
 
     import qwen_mindspore.generate.loop  # noqa: F401  registers the model with MindFormers
-    prompts = read_prompts(args.predict_data)
-    config = config_of(args)
     set_context(config)
     tokenizer = build_tokenizer(config)
     model_config = config.model.model_config
@@ -124,4 +128,4 @@ def main(argv=None):
         for answer in predict(args):
             print(answer, file=answers, flush=True)
 
-    return run_command("run_qwen_7b", work, args.verbose)
+    return run_command(NAME, work, args.verbose)

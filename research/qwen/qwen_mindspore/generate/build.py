@@ -1,7 +1,9 @@
 """From a YAML to a model that answers: its config, the device, the tokenizer, the weights."""
 from pathlib import Path
 
+from qwen_mindspore.checkpoint.files import checkpoint_files
 from qwen_mindspore.common.configs import read_config
+from qwen_mindspore.common.deferred_imports import import_mindformers
 from qwen_mindspore.common.files import configs_folder
 
 __all__ = ["build_config", "build_model", "build_tokenizer", "load_config", "resolve_device", "set_context"]
@@ -24,18 +26,20 @@ def load_config(path, checkpoint="", device_target=None, device_id=None):
         FileNotFoundError: No such YAML, or one that it inherits from, or checkpoint.
         ValueError: Not a YAML of a model, or no checkpoint is named.
     """
-    from mindformers.tools.register.config import MindFormerConfig
-
-    from qwen_mindspore.model.load import checkpoint_files
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path}: no such file; the shipped ones are in {configs_folder()}")
-    _check_sections(path, read_config(path))
-    config = MindFormerConfig(str(path))
-    model_config = config.model.model_config
-    checkpoint = checkpoint or config.load_checkpoint or model_config.checkpoint_name_or_path
+    content = read_config(path)
+    _check_sections(path, content)
+    checkpoint = (checkpoint or content.get("load_checkpoint")
+                  or content["model"]["model_config"].get("checkpoint_name_or_path"))
     if not checkpoint:
         raise ValueError(f"no checkpoint: give --load_checkpoint, or load_checkpoint in {path}")
     checkpoint_files(checkpoint)
+    import_mindformers()  # not before what can be told at once has been looked at
+    from mindformers.tools.register.config import MindFormerConfig
+
+    config = MindFormerConfig(str(path))
+    model_config = config.model.model_config
     # The model loads it, not the Trainer, which would answer with random numbers where a weight is missing.
     model_config.checkpoint_name_or_path = str(checkpoint)
     config.load_checkpoint = ""

@@ -143,8 +143,7 @@ def _set(parameter, array, places):
 
 def _rows(checkpoint, name, first=0, last=None):
     """Rows of a tensor as a numpy array, floats as float32."""
-    rows = checkpoint.read(name, first, checkpoint.tensors[name].shape[0] if last is None else last)
-    return rows.float().numpy() if rows.is_floating_point() else rows.numpy()
+    return checkpoint.array(name, first, checkpoint.tensors[name].shape[0] if last is None else last)
 
 
 def _weights(model):
