@@ -3,6 +3,7 @@ import contextlib
 import itertools
 import json
 import os
+import pathlib
 import shutil
 import stat
 from pathlib import Path
@@ -102,7 +103,10 @@ def killed_at(monkeypatch, moment, is_done):
 
     with monkeypatch.context() as patch:
         for name in OPERATIONS:
-            patch.setattr(os, name, hooked(getattr(os, name)))
+            hook = hooked(getattr(os, name))
+            patch.setattr(os, name, hook)
+            if hasattr(pathlib, "_NormalAccessor"):  # Python 3.10's, which looks at `os` once
+                patch.setattr(pathlib._NormalAccessor, name, staticmethod(hook))
         patch.setattr(replace, "_exchange", hooked(replace._exchange))
         with contextlib.suppress(Kill):
             yield dead

@@ -3,6 +3,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,8 +22,8 @@ from qwen_mindspore.kernels.weights import Kind
 __all__ = ["CpuKernels", "KernelsUnavailable", "build_library", "wanted_threads"]
 
 SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC",
-         "-shared", "-pthread", "-Wno-psabi",
+FLAGS = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-fPIC", "-shared",
+         "-pthread", "-Wno-psabi",
          *(f"-DQWEN_KIND_{kind.name}={kind.value}" for kind in Kind)]
 
 
@@ -35,15 +36,21 @@ def build_library():
     The shared library of the kernels, from the user's cache (`$XDG_CACHE_HOME/qwen-mindspore/kernels`), where it is
     built if there is none for this source, these flags and this CPU. Safe when several processes start at once.
 
+    The compiler is `CXX`, else g++. It makes code for this CPU, or for the one that QWEN_KERNEL_MARCH names as its
+    `-march` does: "haswell" is AVX2, "x86-64" is what every such CPU has.
+
     Returns:
         Path.
 
     Raises:
         KernelsUnavailable: There is no compiler, or it failed.
+        ValueError: QWEN_KERNEL_MARCH is nothing that the compiler knows, or has what this CPU has not.
     """
     sources = sorted(SOURCES.glob("*.cc"))
     compiler = os.environ.get("CXX", "g++")
-    key = hashlib.sha256(repr((compiler, FLAGS, _cpu())).encode())
+    march = os.environ.get("QWEN_KERNEL_MARCH") or "native"
+    flags = [f"-march={march}", *FLAGS]
+    key = hashlib.sha256(repr((compiler, flags, _cpu())).encode())
     for file in sorted(SOURCES.iterdir()):
         key.update(file.read_bytes())
     library = cache_folder("kernels", f"qwen_kernels-{key.hexdigest()[:16]}.so")
@@ -51,8 +58,10 @@ def build_library():
         return library
     if shutil.which(compiler) is None:
         raise KernelsUnavailable(f"no C++ compiler {compiler}: install g++ for kernels many times faster")
+    if march != "native":
+        _check_march(compiler, march)
     with replacing(library) as built:
-        result = subprocess.run([compiler, *FLAGS, *map(str, sources), "-o", str(built)], capture_output=True,
+        result = subprocess.run([compiler, *flags, *map(str, sources), "-o", str(built)], capture_output=True,
                                 text=True, check=False)
         if result.returncode:
             error = next((line for line in result.stderr.splitlines() if "error" in line), "unknown error")
@@ -82,6 +91,21 @@ def _cpu():
     except OSError:
         return platform.machine(), platform.processor()
     return sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+
+
+def _check_march(compiler, march):
+    """ValueError unless the compiler knows it, and this CPU has the vector instructions of it: others end a process."""
+    result = subprocess.run([compiler, f"-march={march}", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True,
+                            text=True, check=False)
+    if result.returncode:
+        raise ValueError(f"QWEN_KERNEL_MARCH: expected native or another -march that {compiler} has for this machine, "
+                         f"such as haswell or x86-64, found {march!r}")
+    flags = {flag.replace("_", "") for line in _cpu() if line.startswith("flags") for flag in line.split()}
+    needed = re.findall(r"^#define __((?:AVX|FMA|F16C|BMI2)\w*)__ 1$", result.stdout, re.MULTILINE)
+    missing = sorted(name for name in needed if name.lower() not in flags)
+    if flags and missing:
+        raise ValueError(f"QWEN_KERNEL_MARCH: expected what this CPU can run, found {march!r}, which has "
+                         f"{', '.join(missing)}: take native")
 
 
 class CpuKernels(PortableKernels):
