@@ -64,7 +64,7 @@ def test_a_yamls_sections_are_read_as_they_are_meant_and_what_is_not_known_is_le
 
 
 @pytest.mark.parametrize("values, said", [
-    ({"context": {"device_target": "GPU"}}, "y: context: device_target: expected auto, CPU, Ascend or None, found 'GPU'"),
+    ({"context": {"device_target": "GPU"}}, "y: context: device_target: expected auto, CPU, Ascend or None, found"),
     ({"context": []}, "y: context: expected a section of keys or None, found \\[\\]"),
     ({"context": {"max_device_memory": "much"}}, "y: context: max_device_memory: expected a size as 28GB or None"),
     ({"context": {"mode": "EAGER"}}, "y: context: mode: expected GRAPH_MODE, PYNATIVE_MODE or 0, 1 or None, found"),

@@ -124,7 +124,7 @@ def test_a_value_of_another_kind_is_refused_by_name(key, value, expected):
     ("checkpoint_name_or_path", TINY, str(TINY)),
 ])
 def test_a_value_that_can_mean_one_thing_is_taken_for_it(key, value, meant):
-    small = {"seq_length": 1000} if "seq_length" != key else {}
+    small = {"seq_length": 1000} if key != "seq_length" else {}
     found = getattr(QwenConfig(**{**small, key: value}), key)
     assert (found, type(found)) == (meant, type(meant))
 

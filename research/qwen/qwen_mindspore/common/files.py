@@ -11,8 +11,8 @@ from pathlib import Path
 
 from qwen_mindspore.common.folders import user_folder
 
-__all__ = ["cache_folder", "check_disk", "configs_folder", "decode_text", "parse_json", "read_json", "read_text",
-           "replacing", "sha256", "split_lines", "state_folder", "sync_folder", "to_json", "write_json"]
+__all__ = ["cache_folder", "check_disk", "check_encoding", "configs_folder", "decode_text", "parse_json", "read_json",
+           "read_text", "replacing", "sha256", "split_lines", "state_folder", "sync_folder", "to_json", "write_json"]
 
 # Of several bytes, the longest first: UTF-32's begins as UTF-16's.
 FOREIGN_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
@@ -48,35 +48,39 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def decode_text(raw, place, start=0):
+def check_encoding(raw, place=None):
+    """ValueError where the first bytes of a file are the byte order mark of another encoding than UTF-8."""
+    for mark, name in FOREIGN_MARKS.items():
+        if raw.startswith(mark):
+            raise ValueError(f"{'' if place is None else f'{place}: '}expected UTF-8, found {name}: save it as UTF-8")
+
+
+def decode_text(raw, place=None):
     """
     Bytes of a file as text, without the byte order mark that Windows' editors begin UTF-8 with.
 
     Args:
-        raw (bytes): UTF-8.
+        raw (bytes): UTF-8, from the beginning of the file.
         place (str | Path): What the message begins with.
-        start (int): Where in the file they begin.
 
     Raises:
         ValueError: Another encoding, or no text at all.
     """
-    if start == 0:
-        for mark, name in FOREIGN_MARKS.items():
-            if raw.startswith(mark):
-                raise ValueError(f"{place}: expected UTF-8, found {name}: save it as UTF-8")
+    before = "" if place is None else f"{place}: "
+    check_encoding(raw, place)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8 (byte {start + error.start}): convert it") from None
+        raise ValueError(f"{before}not UTF-8 (byte {error.start}): convert it") from None
     if "\0" in text:
-        raise ValueError(f"{place}: not a text (byte {start + raw.index(0)} is 0): expected UTF-8, without zeros")
-    return text.removeprefix("\ufeff") if start == 0 else text
+        raise ValueError(f"{before}not a text (byte {raw.index(0)} is 0): expected UTF-8")
+    return text.removeprefix("\ufeff")
 
 
 def split_lines(text):
     """
-    The lines of a text, without their ends: \\n, \\r\\n or \\r, as of any text file that Python opens. Nothing else ends
-    one, as it does for `str.splitlines`: a form feed or U+2028 belongs to what somebody has written.
+    The lines of a text, without their ends: \\n, \\r\\n or \\r, as of any text file that Python opens. Nothing else
+    ends one, as it does for `str.splitlines`: a form feed or U+2028 belongs to what somebody has written.
     """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
@@ -101,7 +105,7 @@ def read_json(path):
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the model's {path.name} is needed")
     try:
-        content = parse_json(decode_text(path.read_bytes(), "the file"))
+        content = parse_json(decode_text(path.read_bytes()))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}): fetch the file again") from error
     if not isinstance(content, dict):

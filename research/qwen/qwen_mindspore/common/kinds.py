@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from qwen_mindspore.common.text import shown
 
 __all__ = ["CHAT_FORMAT", "COUNT", "COUNT_OR_0", "DROPOUT", "DTYPE", "FLAG", "INTEGER", "NOT_NEGATIVE", "NUMBER",
-           "PATH", "POSITIVE", "SHARE", "TEXT", "TEXTS", "TOKEN_ID", "TOKEN_IDS", "Kind", "choice", "one_of", "optional",
-           "read_as", "read_keys", "section"]
+           "PATH", "POSITIVE", "SHARE", "TEXT", "TEXTS", "TOKEN_ID", "TOKEN_IDS", "Kind", "choice", "one_of",
+           "optional", "read_as", "read_keys", "section"]
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")  # YAML 1.1's, and a command line's
 LARGEST = 2**31 - 1  # of a size: shapes and ids are int32 in the graph

@@ -66,7 +66,7 @@ def _check_model(path, config):
     try:
         QwenConfig.from_llama_config(build_config(config))
     except ValueError as error:
-        raise ValueError(f"{path}: model_config: {error}") from None
+        raise ValueError(f"{path}: model_config: {str(error).removeprefix('QwenConfig: ')}") from None
 
 
 def resolve_device(target):
