@@ -28,8 +28,9 @@ def parse_args(argv=None):
     parser.add_argument("--stats", action="store_true", help="tokens/s after each answer")
     parser.add_argument("--independent", action="store_true",
                         help="in a pipe: each question begins a new conversation; default: one conversation")
-    parser.add_argument("--input_history", default=str(state_folder("chat_history")), metavar="FILE",
-                        help="where the terminal keeps what was typed; default: %(default)s")
+    parser.add_argument("--input_history", metavar="FILE",
+                        help="where the terminal keeps what was typed; default: chat_history in "
+                             "$XDG_STATE_HOME/qwen-mindspore or ~/.local/state/qwen-mindspore")
     add_generation_options(parser)
     return parser.parse_args(argv)
 
@@ -179,7 +180,7 @@ def main(argv=None):
             session, config = build_session(args)
         if sys.stdin.isatty() and answers.isatty():
             from qwen_mindspore.chat.terminal import Terminal
-            console = Terminal(answers, args.input_history)
+            console = Terminal(answers, args.input_history or str(state_folder("chat_history")))
         else:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads may stop reading, as with any filter
             console = Pipe(answers)

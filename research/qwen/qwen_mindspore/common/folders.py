@@ -2,6 +2,7 @@
 Folders to write to: the user's own, or, in a container without a home or with disks that can only be read, a temporary
 one, which is said once.
 """
+import contextlib
 import functools
 import os
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from qwen_mindspore.common.progress import say
 
-__all__ = ["temporary_folder", "usable", "user_folder", "working_folder_problem"]
+__all__ = ["provide_folders", "temporary_folder", "usable", "user_folder"]
 
 NAME = "qwen-mindspore"
 
@@ -27,14 +28,12 @@ def user_folder(variable, below_home, *parts):
     """
     folder = os.environ.get(variable, "")
     if not os.path.isabs(folder):
-        home = os.path.expanduser("~")  # as it stands where there is neither HOME nor a user of that number
-        folder = os.path.join(home, below_home) if os.path.isabs(home) else None
-    kind = Path(below_home).name.lstrip(".")
-    if folder is None:
-        return _replaced(f"no home folder for the {kind}", variable, kind, *parts)
+        folder = os.path.join(os.path.expanduser("~"), below_home)
     path = Path(folder, NAME, *parts)
-    problem = _problem(path)
-    return path if problem is None else _replaced(f"{path}: {problem}", variable, kind, *parts)
+    problem = _problem(path, may_be_file=True)
+    if problem is None and path.is_absolute():
+        return path
+    return _replaced(f"{path}: {problem or 'no home folder'}", variable, Path(below_home).name.lstrip("."), *parts)
 
 
 def usable(path, *names):
@@ -49,19 +48,36 @@ def usable(path, *names):
     return Path(path) if problem is None else _replaced(f"{path}: {problem}", None, *names)
 
 
-def working_folder_problem(path="."):
-    """Why a folder, which need not be there yet, can't be written to; None where it can."""
-    return _problem(path)
+def provide_folders():
+    """
+    Give MindFormers a home and a folder for its logs where it has none: without them it can't be imported. It makes
+    `output/log` in the working folder at that time, and what it imports asks for the home.
+    """
+    if not os.path.isabs(os.path.expanduser("~")):  # neither HOME nor a user of that number
+        home = _replaced("no home folder", "HOME", "home")
+        with contextlib.suppress(OSError):
+            home.mkdir(parents=True, exist_ok=True)
+        os.environ["HOME"] = str(home)
+    try:
+        os.getcwd()
+    except OSError:  # nothing runs there, and the command says so
+        return
+    output = os.environ.get("LOCAL_DEFAULT_PATH", "output")
+    if _problem(output) is not None:
+        os.environ["LOCAL_DEFAULT_PATH"] = output = str(usable(output, "output"))
+    logs = os.environ.get("LOG_MF_PATH")
+    if logs is not None and _problem(os.path.expanduser(logs)) is not None:
+        os.environ["LOG_MF_PATH"] = str(usable(os.path.expanduser(logs), "output", "log"))
 
 
-def _problem(path):
-    """Why neither a file of that name is there to be read nor a folder of that name to be written to, or made."""
+def _problem(path, may_be_file=False):
+    """Why there is no folder of that name to be written to, or made, nor, if it may be, a file to be read."""
     try:
         path = Path(path).absolute()
-        if path.is_file():
+        if may_be_file and path.is_file():
             return None if os.access(path, os.R_OK) else "it can't be read"
         place = next(place for place in (path, *path.parents) if os.path.lexists(place))
-    except OSError as error:  # a working folder that is no more, or one whose content is nobody's business
+    except OSError as error:  # a working folder that is no more, or a folder that nobody may look into
         return error.strerror
     if not place.is_dir():
         return f"{place} is no folder"
@@ -73,7 +89,7 @@ def _replaced(reason, variable, *parts):
     try:
         folder = temporary_folder()
     except OSError:
-        return Path("/nonexistent", NAME, *parts)
+        return Path(os.devnull, NAME, *parts)
     advice = f"; {variable} names another" if variable else ""
     _say_once(f"{reason}: {folder} is used instead{advice}")
     return folder.joinpath(*parts)
