@@ -82,6 +82,31 @@ def test_in_a_pipe_an_answer_that_fails_does_not_run_into_the_next():
     assert out.getvalue() == "begun\nnext\n"
 
 
+def piped(content, monkeypatch):
+    """The lines that a pipe gives, and the pipe."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    pipe = Pipe(io.StringIO())
+    return list(pipe.lines()), pipe
+
+
+def test_a_pipes_lines_begin_behind_the_byte_order_mark_and_end_where_lines_end(monkeypatch):
+    lines, pipe = piped("\ufeffone\u2028more\r\ntwo\x0c\\\nthree\u0085\n\ufefffour".encode(), monkeypatch)
+    assert lines == ["one\u2028more", "two\x0c\nthree\u0085", "\ufefffour"]
+    assert not pipe.has_failed
+
+
+def test_a_line_of_a_pipe_that_is_not_utf8_is_named_and_left_out(monkeypatch, capsys):
+    lines, pipe = piped(b"one\nca" + b"f\xe9\nthree\na\0b\nfive", monkeypatch)
+    assert lines == ["one", "three", "five"] and pipe.has_failed
+    assert capsys.readouterr().err == ("run_qwen_7b_chat: line 2: not UTF-8 (byte 3): convert it\n"
+                                       "run_qwen_7b_chat: line 4: not a text (byte 1 is 0): expected UTF-8\n")
+
+
+def test_a_pipe_in_another_encoding_is_refused_as_a_whole(monkeypatch):
+    with pytest.raises(ValueError, match="standard input: expected UTF-8, found UTF-16: save it as UTF-8"):
+        piped("one\ntwo".encode("utf-16"), monkeypatch)
+
+
 class Console:
     """A console that remembers."""
 

@@ -2,6 +2,7 @@
 What the programs share: the YAML with the command line in it, the device, the options, and a clean standard output.
 """
 import argparse
+import os
 import subprocess
 import sys
 
@@ -79,6 +80,34 @@ def test_the_tokenizer_has_the_vocabulary_beside_the_checkpoint(tiny_yaml, tiny_
     config = config_of(parse("--config", tiny_yaml(chat_format), "--load_checkpoint", str(tiny_ckpt)))
     tokenizer = build_tokenizer(config)
     assert (type(tokenizer).__name__, tokenizer.eod_id) == (name, 256)
+
+
+def test_a_chat_format_is_known_in_whatever_case(tiny_yaml, tiny_ckpt):
+    config = config_of(parse("--config", tiny_yaml("ChatML"), "--load_checkpoint", str(tiny_ckpt)))
+    assert type(build_tokenizer(config)).__name__ == "ChatMLTokenizer"
+    assert build_config(config).chat_format == "chatml"
+    assert generation_options(parse("--chat_format", "ChatML"))["chat_format"] == "chatml"
+    with pytest.raises(ValueError, match="tiny.yaml: model_config: chat_format: expected raw, chatml or None, found"):
+        config_of(parse("--config", tiny_yaml("chatlm"), "--load_checkpoint", str(tiny_ckpt)))
+
+
+def test_a_text_that_is_not_utf8_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse("--stop_words", os.fsdecode(b"caf\xe9"))
+    assert "--stop_words: not UTF-8 (byte 3)" in capsys.readouterr().err
+
+
+def test_what_a_yaml_says_of_the_model_is_checked_before_anything_is_built(tiny_yaml, tiny_ckpt):
+    for settings, said in (({"hidden_size": 65, "kv_channels": None}, "hidden_size: 65 is not a multiple of the 4 "),
+                           ({"hiden_size": 65}, "hiden_size: no such key of a QwenConfig; did you mean hidden_size"),
+                           ({"seq_length": 10**9}, "seq_length: 1000000000 is more than the model's max_position")):
+        with pytest.raises(ValueError, match=f"tiny.yaml: model_config: {said}"):
+            config_of(parse("--config", tiny_yaml("raw", **settings), "--load_checkpoint", str(tiny_ckpt)))
+
+
+def test_a_config_that_is_a_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"--config {tmp_path}: this is a folder; the shipped ones are in"):
+        config_of(parse("--config", str(tmp_path)))
 
 
 @pytest.mark.process

@@ -1,4 +1,5 @@
 """The main script, run as a user does: in a process of its own, from an empty directory."""
+import os
 import subprocess
 import sys
 
@@ -86,3 +87,29 @@ def test_prompts_come_from_arguments_and_files(tmp_path):
         read_prompts(["one", " "])
     with pytest.raises(OSError, match="missing"):
         read_prompts(["@missing.txt"])
+
+
+def test_a_file_of_prompts_may_come_from_any_editor(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffone\u2028\r\ntwo\x0cmore\r\n\r\n".encode())
+    assert read_prompts([f"@{file}"]) == ["one\u2028", "two\x0cmore"]
+
+
+def test_a_prompt_may_begin_with_an_at():
+    assert read_prompts(["@@home", "@@", "@@@x", "a@b"]) == ["@home", "@", "@@x", "a@b"]
+
+
+@pytest.mark.parametrize("argument, said", [
+    ("@gone.txt", "--predict_data @gone.txt: no such file: @ stands before the name of a file of prompts; a prompt "
+                  "that begins with @ is written @@"),
+    ("@.", "--predict_data @.: this is a folder"), ("@", "--predict_data @: this is a folder"),
+    (os.fsdecode(b"caf\xe9"), "--predict_data: prompt 1: not UTF-8 (byte 3)"),
+])
+def test_a_prompt_that_can_not_be_read_is_explained(argument, said):
+    with pytest.raises((ValueError, OSError)) as error:
+        read_prompts([argument])
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+def test_a_prompt_is_what_was_typed_whatever_the_locale():
+    assert read_prompts([os.fsdecode("中文".encode())]) == ["中文"]

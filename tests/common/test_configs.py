@@ -3,7 +3,7 @@ import pytest
 from mindformers.tools.register.config import MindFormerConfig
 
 from helpers import ROOT
-from qwen_mindspore.common.configs import read_config
+from qwen_mindspore.common.configs import read_config, read_model_config
 
 SHIPPED = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -51,6 +51,16 @@ def test_of_two_bases_the_later_ones_sections_are_taken(tmp_path):
     ({"own": "base_config: two.yaml\n", "two": "\xff: {\n"}, "two.yaml: not valid YAML"),
     ({"own": ""}, "own.yaml: expected a YAML of sections, found NoneType"),
     ({"own": "- 1\n"}, "own.yaml: expected a YAML of sections, found list"),
+    ({"own": "base_config: own.yaml\n"}, "own.yaml: base_config: .*own.yaml inherits from this file"),
+    ({"own": "base_config: .\n"}, "own.yaml: base_config: .*: this is a folder; a path there"),
+    ({"own": "base_config: {a: b}\n"}, "own.yaml: base_config: expected the path of a YAML or a list of them"),
+    ({"own": "a: &a {b: *a}\n"}, "own.yaml: a: expected sections, found more than 64 in each other"),
+    ({"own": "[" * 5000}, "own.yaml: not valid YAML"),
+    ({"own": "a: !!python/object:x {}\n"}, "own.yaml: not valid YAML: could not determine a constructor"),
+    ({"own": "a: 2023-13-01\n"}, "own.yaml: not valid YAML: month must be in 1..12"),
+    ({"own": "a: {7: b}\n"}, "own.yaml: a.7: expected a text as a key, found 7"),
+    ({"own": "~: b\n"}, "own.yaml: None: expected a text as a key, found None"),
+    ({"own": "? [a]\n: b\n"}, "own.yaml: not valid YAML: .*unhashable key"),
 ])
 def test_what_is_wrong_is_said_with_the_file(files, said, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
@@ -60,3 +70,53 @@ def test_what_is_wrong_is_said_with_the_file(files, said, tmp_path):
 def test_no_such_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.yaml: no such file"):
         read_config(tmp_path / "gone.yaml")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_yaml_and_another_encoding_is_named(tmp_path):
+    (tmp_path / "own.yaml").write_text("base_config: base.yaml\n", encoding="utf-8-sig")
+    (tmp_path / "base.yaml").write_text("a: 1\r\nb: 2\r\n", encoding="utf-8-sig")
+    assert read_config(tmp_path / "own.yaml") == {"a": 1, "b": 2}
+    (tmp_path / "base.yaml").write_text("a: 1\n", encoding="utf-16")
+    with pytest.raises(ValueError, match="base.yaml: not valid YAML: expected UTF-8, found UTF-16: save it as UTF-8"):
+        read_config(tmp_path / "own.yaml")
+
+
+def test_a_base_that_says_nothing_is_none(tmp_path):
+    assert read_config(write(tmp_path, own="base_config:\na: 1\n")) == {"a": 1}
+
+
+BASE = f"base_config: {ROOT}/configs/predict_qwen_demo.yaml\n"
+
+
+def test_the_yaml_of_a_model_is_read_as_it_is_meant(tmp_path):
+    path = write(tmp_path, own=BASE + "use_parallel: 'False'\ncontext: {device_target: cpu}\n"
+                 "model: {model_config: {layer_norm_epsilon: 1e-5, use_dynamic_ntk: 'False', compute_dtype: fp16}}\n")
+    content = read_model_config(path)
+    assert (content["use_parallel"], content["context"]["device_target"]) == (False, "CPU")
+    model = content["model"]["model_config"]
+    assert (model["layer_norm_epsilon"], model["use_dynamic_ntk"], model["compute_dtype"]) == (1e-5, False, "float16")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_yaml_means_what_it_says(path):
+    assert read_model_config(path) == read_config(path)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "own.yaml: expected a YAML of sections, found NoneType"),
+    ("model: 7\n", "own.yaml: expected a section model with model_config"),
+    ("model: {model_config: }\n", "own.yaml: expected a section model with model_config"),
+    ("model: {model_config: {}}\nprocessor: []\n", "own.yaml: expected a section processor with tokenizer"),
+    (BASE + "model: {arch: {type: GPT2Model}}\n", "own.yaml: model.arch.type: expected QwenForCausalLM, found 'GPT2"),
+    (BASE + "model: {arch: [1]}\n", "own.yaml: model.arch.type: expected QwenForCausalLM, found \\[1\\]"),
+    (BASE + "model: {model_config: {type: GPT2Config}}\n",
+     "own.yaml: model.model_config.type: expected QwenConfig or LlamaConfig, found 'GPT2Config'"),
+    (BASE + "model: {model_config: {type: }}\n", "own.yaml: model.model_config.type: expected .*, found None"),
+    (BASE + "model: {model_config: {hidden_size: -1}}\n",
+     "own.yaml: model_config: hidden_size: expected a positive integer, found -1"),
+    (BASE + "context: {device_target: GPU}\n", "own.yaml: context: device_target: expected auto, CPU, Ascend or None"),
+])
+def test_the_yaml_of_no_model_is_refused_by_name(text, said, tmp_path):
+    with pytest.raises(ValueError, match=said) as error:
+        read_model_config(write(tmp_path, own=text))
+    assert "\n" not in str(error.value)

@@ -6,14 +6,18 @@ import pytest
 from qwen_mindspore.common.files import (
     cache_folder,
     check_disk,
+    check_encoding,
     configs_folder,
+    decode_text,
     read_json,
+    read_text,
     replacing,
     sha256,
+    split_lines,
     state_folder,
     to_json,
 )
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.text import argument_text, shown
 
 
 def test_a_file_is_there_when_it_is_whole(tmp_path):
@@ -48,13 +52,55 @@ def test_json_there_and_back(tmp_path):
 
 @pytest.mark.parametrize("content, said", [
     (b"{", "x.json: not valid JSON"), (b"[1]", "x.json: expected a JSON object, found list"),
-    (b"\xff\xfe", "x.json: not valid JSON")])
+    (b"\xff\xfe", "x.json: not valid JSON"), ("{}".encode("utf-16"), "not valid JSON \\(expected UTF-8, found UTF-16"),
+    (b'{"a": "\xe9"}', "not valid JSON \\(not UTF-8 \\(byte 7\\)"), (b"[" * 100_000, "not valid JSON \\(nested too d"),
+    (b"", "not valid JSON"), (b'{"a": 1}\0', "not valid JSON \\(not a text \\(byte 8 is 0\\)")])
 def test_json_that_can_not_be_read(tmp_path, content, said):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=said):
         read_json(tmp_path / "x.json")
     with pytest.raises(FileNotFoundError, match="y.json is missing: the model's y.json is needed"):
         read_json(tmp_path / "y.json")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": "\ufeffb"}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "x.json") == {"a": "\ufeffb"}, "elsewhere it is what was written"
+    assert read_text(tmp_path / "x.json") == '{"a": "\ufeffb"}'
+    assert decode_text(b"\xef\xbb\xbf") == decode_text(b"") == ""
+
+
+@pytest.mark.parametrize("encoding, said", [("utf-16", "UTF-16"), ("utf-32", "UTF-32")])
+def test_another_encoding_is_named(encoding, said):
+    raw = "text".encode(encoding)
+    with pytest.raises(ValueError, match=f"^f.txt: expected UTF-8, found {said}: save it as UTF-8$"):
+        decode_text(raw, "f.txt")
+    with pytest.raises(ValueError, match=f"^expected UTF-8, found {said}"):
+        check_encoding(raw)
+    check_encoding(b"text")
+
+
+@pytest.mark.parametrize("raw, said", [(b"caf\xe9", "f: not UTF-8 \\(byte 3\\): convert it"),
+                                       ("ab".encode("utf-16-le"), "f: not a text \\(byte 1 is 0\\): expected UTF-8"),
+                                       (b"\xed\xa0\x80", "f: not UTF-8 \\(byte 0\\)")])
+def test_what_is_no_text_is_refused_by_its_byte(raw, said):
+    with pytest.raises(ValueError, match=said):
+        decode_text(raw, "f")
+
+
+def test_lines_end_where_a_line_ends_and_nowhere_else():
+    text = "a\u2028b\u2029c\nd\u0085e\x0bf\r\ng\x0ch\x1ci\x1dj\x1ek\r\rl"
+    assert split_lines(text) == ["a\u2028b\u2029c", "d\u0085e\x0bf", "g\x0ch\x1ci\x1dj\x1ek", "", "l"]
+    assert split_lines("a\n") == split_lines("a") == ["a"]
+    assert split_lines("") == [] and split_lines("\n") == [""]
+
+
+def test_an_argument_is_the_text_that_was_typed():
+    assert argument_text("né") == "né" and argument_text(os.fsdecode("中".encode())) == "中"
+    with pytest.raises(ValueError, match="^not UTF-8 \\(byte 3\\): the terminal or the script has another encoding$"):
+        argument_text(os.fsdecode(b"caf\xe9"))
+    with pytest.raises(ValueError, match="not UTF-8"):
+        argument_text("\ud800")
 
 
 def test_the_folders_of_the_user(monkeypatch, tmp_path):

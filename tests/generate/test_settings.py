@@ -114,3 +114,11 @@ def test_a_broken_file_is_named(checkpoint, content, said):
 def test_an_argument_that_is_no_setting_is_refused():
     with pytest.raises(ValueError, match="beams: no such setting"):
         GenerationSettings.load(QwenConfig(), beams=4)
+
+
+def test_a_chat_format_is_known_in_whatever_case_and_a_byte_order_mark_is_no_part_of_the_file(checkpoint):
+    assert GenerationSettings(chat_format="ChatML").chat_format == "chatml"
+    folder = checkpoint({})
+    (folder / "generation_config.json").write_text('{"chat_format": "CHATML", "top_k": 3}', encoding="utf-8-sig")
+    settings = GenerationSettings.load(QwenConfig(), folder)
+    assert (settings.chat_format, settings.top_k) == ("chatml", 3)

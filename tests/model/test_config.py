@@ -49,7 +49,7 @@ def test_the_cache_follows_what_is_set_later_and_what_num_blocks_says():
     ({"kv_channels": 15}, "kv_channels"),
     ({"n_kv_heads": 4, "num_heads": 32}, "n_kv_heads"),
     ({"num_layers": 0}, "num_layers"),
-    ({"seq_length": "8192"}, "seq_length"),
+    ({"seq_length": "eight thousand"}, "seq_length"),
     ({"seq_length": 4096, "max_position_embeddings": 2048}, "max_position_embeddings"),
     ({"rotary_pct": 0.25}, "rotary_pct: expected 1.0"),
     ({"no_bias": False}, "no_bias"),
@@ -70,15 +70,27 @@ def test_contradictions_are_refused_by_name(settings, named):
     ("rms_norm_eps", float("nan"), "a number above 0"),
     ("theta", None, "a number above 0"),
     ("rotary_emb_base", True, "a number above 0"),
-    ("max_position_embeddings", "8192", "a positive integer or None"),
+    ("max_position_embeddings", "8192.5", "a positive integer or None"),
     ("batch_size", 1.5, "a positive integer"),
     ("block_size", True, "a positive integer"),
-    ("num_hidden_layers", "24", "a positive integer"),
+    ("num_hidden_layers", "24 layers", "a positive integer"),
+    ("num_hidden_layers", 2**40, "a positive integer"),
+    ("hidden_size", float("inf"), "a positive integer"),
+    ("vocab_size", [151936], "a positive integer"),
+    ("theta", float("inf"), "a number above 0"),
+    ("theta", "nan", "a number above 0"),
+    ("use_logn_attn", "", "true or false"),
+    ("use_logn_attn", [], "true or false"),
+    ("use_logn_attn", float("nan"), "true or false"),
+    ("chat_format", True, "raw, chatml or None"),
+    ("quantization", "int4", "a dict or None"),
+    ("checkpoint_name_or_path", "a\0b", "a path or None"),
     ("use_dynamic_ntk", "perhaps", "true or false"),
     ("use_past", 2, "true or false"),
     ("tie_word_embeddings", None, "true or false"),
     ("chat_format", "chatlm", "raw, chatml or None"),
-    ("compute_dtype", "fp16", "float16, bfloat16 or float32"),
+    ("compute_dtype", "fp8", "float16, bfloat16 or float32"),
+    ("compute_dtype", None, "float16, bfloat16 or float32"),
     ("param_init_type", "int8", "float16, bfloat16 or float32"),
     ("emb_dropout_prob", 1.0, "a number from 0, below 1"),
     ("eos_token_id", [1, -2], "a token id, -1 for none, a list of them or None"),
@@ -99,13 +111,43 @@ def test_a_value_of_another_kind_is_refused_by_name(key, value, expected):
     ("rms_norm_eps", "1e-5", 1e-5), ("rotary_emb_base", "1e6", 1e6), ("theta", np.float32(5e5), 5e5),
     ("rotary_emb_base", 10000, 10000), ("num_blocks", np.int64(7), 7), ("compute_dtype", "BFloat16", ms.bfloat16),
     ("compute_dtype", ms.float32, ms.float32),
+    ("compute_dtype", "fp16", ms.float16), ("compute_dtype", "half", ms.float16), ("compute_dtype", "FP32", ms.float32),
+    ("param_init_type", "bf16", ms.bfloat16), ("param_init_type", "torch.bfloat16", ms.bfloat16),
+    ("tie_word_embeddings", "False", False), ("use_dynamic_ntk", "off", False), ("use_logn_attn", " TRUE ", True),
+    ("tie_word_embeddings", "0", False), ("tie_word_embeddings", 1.0, True), ("do_sample", np.bool_(True), True),
+    ("layer_norm_epsilon", "1e-5", 1e-5), ("seq_length", "4096", 4096), ("num_hidden_layers", 24.0, 24),
+    ("num_attention_heads", "32.0", 32), ("seq_length", "1e3", 1000), ("max_position_embeddings", " 32768 ", 32768),
+    ("eos_token_id", "151645", 151645), ("eos_token_id", ["151645", 151643.0], [151645, 151643]),
+    ("chat_format", "ChatML", "chatml"), ("chat_format", "RAW", "raw"),
     ("eos_token_id", (1, 2), [1, 2]), ("eos_token_id", None, None),
     ("eos_token_id", -1, -1), ("chat_format", None, None), ("soc", "910B", "910B"),
     ("checkpoint_name_or_path", TINY, str(TINY)),
 ])
 def test_a_value_that_can_mean_one_thing_is_taken_for_it(key, value, meant):
-    found = getattr(QwenConfig(**{key: value}), key)
+    small = {"seq_length": 1000} if key != "seq_length" else {}
+    found = getattr(QwenConfig(**{**small, key: value}), key)
     assert (found, type(found)) == (meant, type(meant))
+
+
+@pytest.mark.parametrize("given, meant", [
+    ({"bits": "4", "group_size": 32.0, "desc_act": "False", "sym": "true", "quantized": "transformer.layers.*"},
+     {"bits": 4, "group_size": 32, "desc_act": False, "sym": True, "quantized": ["transformer.layers.*"]}),
+    ({"bits": 8, "group_size": "-1", "sym": None, "damp_percent": "any"},
+     {"bits": 8, "group_size": -1, "sym": None, "damp_percent": "any"}),
+])
+def test_what_is_said_of_quantization_is_taken_as_it_is_meant(given, meant):
+    assert QwenConfig(quantization=given).quantization == meant
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"bits": "four", "group_size": 8}, "quantization: bits: expected a positive integer, found 'four'"),
+    ({"bits": None, "group_size": 8}, "quantization: bits: expected a positive integer, found None"),
+    ({"bits": 4, "group_size": 8, "sym": 2}, "quantization: sym: expected true or false or None, found 2"),
+    ({"bits": 4, "group_size": 8, "quantized": [1]}, "quantization: quantized: expected a list of texts or None"),
+])
+def test_what_can_not_be_meant_within_quantization_is_refused_by_name(given, said):
+    with pytest.raises(ValueError, match=said):
+        QwenConfig(quantization=given)
 
 
 @pytest.mark.parametrize("key, near", [
@@ -227,6 +269,41 @@ def test_from_hf_config_names_the_file_that_is_wrong(tmp_path, content, said):
     assert str(tmp_path / "config.json") in str(error.value)
 
 
+def test_from_hf_config_takes_quoted_values_as_they_are_meant_and_reads_behind_a_byte_order_mark(tmp_path):
+    settings = {**json.loads((TINY / "config.json").read_text()), "tie_word_embeddings": "False", "bf16": "false",
+                "fp16": "False", "fp32": "True", "layer_norm_epsilon": "1e-6", "hidden_size": "64",
+                "num_hidden_layers": 3.0, "use_logn_attn": "true"}
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8-sig")
+    assert QwenConfig.from_hf_config(tmp_path) == QwenConfig.from_hf_config(TINY)
+
+
+YAML = "model:\n  model_config: {type: QwenConfig, num_layers: '2', tie_word_embeddings: 'False', theta: 1e6}\n" \
+       "  arch: {type: QwenForCausalLM}\n"
+
+
+def test_from_pretrained_reads_a_yaml_as_it_is_meant(tmp_path):
+    (tmp_path / "own.yaml").write_text(YAML, encoding="utf-8-sig")
+    config = QwenConfig.from_pretrained(str(tmp_path / "own.yaml"))
+    assert (config.num_layers, config.tie_word_embeddings, config.theta) == (2, False, 1e6)
+
+
+@pytest.mark.parametrize("content, said", [
+    ("", "expected a YAML of sections, found NoneType"),
+    ("- model", "expected a YAML of sections, found list"),
+    ("context: {}", "expected a section model with model_config"),
+    ("model:", "expected a section model with model_config"),
+    ("model: {model_config: [1]}", "expected a section model with model_config"),
+    (YAML.replace("theta: 1e6", "theta: big"), "theta: expected a number above 0, found 'big'"),
+    (YAML.replace("theta: 1e6", "thetta: 1e6"), "thetta: no such key of a QwenConfig; did you mean theta?"),
+    (YAML.replace("type: QwenConfig, ", ""), "type"),
+])
+def test_from_pretrained_names_the_yaml_that_is_wrong(content, said, tmp_path):
+    (tmp_path / "own.yaml").write_text(content)
+    with pytest.raises(ValueError, match=said) as error:
+        QwenConfig.from_pretrained(str(tmp_path / "own.yaml"))
+    assert str(error.value).startswith(str(tmp_path / "own.yaml"))
+
+
 def test_from_hf_config_without_a_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         QwenConfig.from_hf_config(tmp_path)
@@ -241,6 +318,12 @@ def test_a_plain_llama_config_means_what_it_meant_to_the_first_port():
     assert config.ffn_hidden_size == 11008, "Llama's rule: two thirds of four times hidden_size, in steps of 256"
     assert config.cache_blocks == 2 * 1024 // 16
     assert (config.use_dynamic_ntk, config.use_logn_attn) == (False, False)
+
+
+def test_in_a_plain_llama_config_qwens_limit_of_positions_wins_over_the_one_that_follows_from_seq_length():
+    llama = LlamaConfig(seq_length=1024, max_position_embeddings="32768", tie_word_embeddings="False")
+    config = QwenConfig.from_llama_config(llama)
+    assert (config.seq_length, config.max_position_embedding, config.tie_word_embeddings) == (1024, 32768, False)
 
 
 def test_a_plain_llama_config_may_carry_anything_but_what_is_read_must_be_right():

@@ -186,13 +186,18 @@ class TestStopWords:
         assert get_stop_words_ids("raw", tokenizer) == GOLDEN["stop_words_ids_raw"]
 
     @pytest.mark.parametrize("call", [
-        lambda tokenizer: get_stop_words_ids("ChatML", tokenizer),
-        lambda tokenizer: make_context(tokenizer, "q", chat_format="ChatML"),
-        lambda tokenizer: decode_tokens([], tokenizer, chat_format="ChatML"),
+        lambda tokenizer: get_stop_words_ids("Chat ML", tokenizer),
+        lambda tokenizer: make_context(tokenizer, "q", chat_format="Chat ML"),
+        lambda tokenizer: decode_tokens([], tokenizer, chat_format="Chat ML"),
     ], ids=["get_stop_words_ids", "make_context", "decode_tokens"])
     def test_an_unknown_format_is_refused_with_the_known_ones(self, tokenizer, call):
-        with pytest.raises(ValueError, match="chat_format: expected 'chatml' or 'raw', found 'ChatML'"):
+        with pytest.raises(ValueError, match="chat_format: expected 'chatml' or 'raw', found 'Chat ML'"):
             call(tokenizer)
+
+
+    def test_a_format_is_known_in_whatever_case(self, tokenizer):
+        assert get_stop_words_ids("ChatML", tokenizer) == get_stop_words_ids("chatml", tokenizer)
+        assert make_context(tokenizer, "q", chat_format="RAW") == make_context(tokenizer, "q", chat_format="raw")
 
 
 class TestDecodeTokens:

@@ -5,6 +5,8 @@ import importlib.util
 import json
 import logging
 import pickle
+import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -12,10 +14,13 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+import torch
 from mindformers.models.build_tokenizer import build_tokenizer
 from mindformers.tools.register import MindFormerConfig
 
 from helpers import DATA
+from qwen_mindspore.text import tokenizer as tokenizer_module
+from qwen_mindspore.text.chatml import ChatMLTokenizer
 from qwen_mindspore.text.tokenizer import QwenTokenizer, find_vocab_file, load_vocab
 
 GOLDEN = json.loads((DATA / "tokenizer/cases.json").read_text(encoding="utf-8"))
@@ -105,6 +110,37 @@ class TestEncoding:
         path = write_lines(tmp_path / "v", vocab_lines([*SMALL_TOKENS, b"12"]))
         assert QwenTokenizer(path).tokenize("12") == [b"1", b"2"]
 
+    @pytest.mark.parametrize("form", ["{}", "\n{}x", "a{}<|im_end|>"])
+    def test_a_million_spaces_are_one_word(self, tokenizer, form):
+        longest = tokenizer.convert_tokens_to_ids(b" " * 128)
+        text = form.replace("{}", " " * 1_280_000)
+        ids = tokenizer.encode(text)
+        # Before a letter the last space goes with that, which leaves 127 to smaller tokens.
+        assert ids.count(longest) == 10_000 - form.endswith("x") and len(ids) < 10_010
+        assert tokenizer.decode(ids) == text
+
+    @pytest.mark.parametrize("allowed", ["all", set(), {"<|im_end|>"}], ids=str)
+    def test_long_white_space_is_cut_as_tiktoken_cuts_it(self, tmp_path, monkeypatch, allowed):
+        merged = [*(b" " * count for count in (2, 3, 4)), b"\n\n", b" \n", b"\t\t", b" a", b"\n\n\n"]
+        tokens = [*SMALL_TOKENS, *merged]
+        other = QwenTokenizer(write_lines(tmp_path / "v", vocab_lines(tokens)))
+        monkeypatch.setattr(tokenizer_module, "LONG_SPACE", re.compile(
+            tokenizer_module.LONG_SPACE.pattern.replace("100000", "3")))
+        drawn = random.Random(0)
+        pieces = ["   ", "  ", " ", "\t", "\v", "\f", "\u3000", "\x85", "\xa0", "\u2028", "\x1c", "\u200b", "\n", "\r",
+                  "a", "1", ".", "!", "é", "中", "<|im_end|>", "<|endoftext|>"]
+        for _ in range(3000):
+            text = "".join(drawn.choices(pieces, k=drawn.randint(1, 14)))
+            assert other.encode(text, allowed_special=allowed) == other.tokenizer.encode(
+                text, allowed_special=allowed, disallowed_special=()), repr(text)
+
+    @pytest.mark.parametrize("character", "a1!中\n\t\r\0\ufeff\u3000😀")
+    def test_many_of_any_character_take_no_time_to_speak_of(self, tokenizer, character):
+        text = character * 200_000
+        start = time.perf_counter()
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert time.perf_counter() - start < 20, "half a second on two idle cores"
+
     def test_a_misspelt_option_is_not_ignored(self, small):
         with pytest.raises(TypeError, match="alowed_special"):
             small("hello", alowed_special=set())
@@ -184,11 +220,15 @@ class TestCalling:
 class TestDecoding:
     @pytest.mark.parametrize("ids", [
         [259, 256], (259, 256), np.array([259, 256]), ms.Tensor([259, 256]), [np.int64(259), np.int32(256)],
-    ], ids=["list", "tuple", "array", "Tensor", "numpy ints"])
+        torch.tensor([259, 256]), [torch.tensor(259), ms.Tensor(256)], [259.0, 256.0], np.array([259.0, 256.0]),
+        torch.tensor([259, 256], dtype=torch.int32), np.array([259, 256], np.uint16),
+    ], ids=["list", "tuple", "array", "Tensor", "numpy ints", "torch", "Tensors", "whole floats", "float array",
+            "int32", "uint16"])
     def test_a_sequence_gives_a_str(self, small, ids):
         assert small.decode(ids) == "hellohe"
 
-    @pytest.mark.parametrize("index", [259, np.int64(259), ms.Tensor(259)], ids=lambda it: type(it).__name__)
+    @pytest.mark.parametrize("index", [259, np.int64(259), ms.Tensor(259), torch.tensor(259), np.array(259)],
+                             ids=lambda it: type(it).__module__)
     def test_a_single_id_gives_a_str(self, small, index):
         assert small.decode(index) == "hello"
         assert small.decode(0) == "\0"
@@ -196,7 +236,8 @@ class TestDecoding:
     @pytest.mark.parametrize("batch", [
         [[259, 260], [256, 257]], [np.array([259, 260]), np.array([256, 257])],
         np.array([[259, 260], [256, 257]]), ms.Tensor([[259, 260], [256, 257]]),
-    ], ids=["lists", "list of arrays", "2-D array", "2-D Tensor"])
+        torch.tensor([[259, 260], [256, 257]]), (torch.tensor([259, 260]), [256, 257]),
+    ], ids=["lists", "list of arrays", "2-D array", "2-D Tensor", "2-D torch", "rows of several kinds"])
     def test_a_batch_gives_a_list(self, small, batch):
         assert small.decode(batch, skip_special_tokens=True) == ["hello", "hell"]
         assert small.batch_decode(batch) == ["hello<|endoftext|>", "hell"]
@@ -212,6 +253,24 @@ class TestDecoding:
         assert small.decode(ids, skip_special_tokens=True) == "hellohe"
         with pytest.raises(UnicodeDecodeError):
             small.decode(ids, errors="strict")
+
+    @pytest.mark.parametrize("ids", [None, "hello", b"hello", [None], ["259"], [1.5], float("nan"), True, [True], {},
+                                     {"input_ids": [259]}, [[259], 256], [[[259]]], torch.tensor([1.5]),
+                                     np.array([["a"]]), object()], ids=repr)
+    def test_what_is_no_id_is_refused_in_one_line(self, small, ids):
+        for decode in (small.decode, lambda ids: small.decode(ids, skip_special_tokens=True)):
+            with pytest.raises(ValueError, match=r"^token ids?: expected .*, found [^\n]+$"):
+                decode(ids)
+
+    @pytest.mark.parametrize("index", [10**6, 10**30])
+    def test_an_id_far_beyond_the_vocabulary_is_of_another_model(self, small, index):
+        with pytest.raises(ValueError, match=rf"token id {index}: expected 0 to 467, .*the tokenizer of that model\?"):
+            small.decode([259, index])
+
+    def test_tokens_of_a_batch_are_not_given_in_one_list(self, small):
+        assert small.convert_ids_to_tokens(torch.tensor([259, 256])) == [b"hello", b"he"]
+        with pytest.raises(ValueError, match="token ids: expected one id or a list of them, found lists in a list"):
+            small.convert_ids_to_tokens([[259]])
 
     @pytest.mark.parametrize("skip", [False, True])
     def test_a_negative_id_is_refused(self, small, skip):
@@ -256,6 +315,35 @@ class TestSpecialTokens:
     def test_the_vocabulary_cannot_grow(self, small, add):
         with pytest.raises(ValueError, match="'new': Qwen's vocabulary is fixed"):
             add(copy.deepcopy(small))
+
+    @pytest.mark.parametrize("change, said", [
+        (lambda it: it.add_special_tokens({"pad_token": "[PAD]"}), "cannot add the control token '\\[PAD\\]'"),
+        (lambda it: it.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "[PAD]"}), "'\\[PAD\\]'"),
+        (lambda it: it.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["x"]}),
+         "cannot add the control token 'x'"),
+        (lambda it: it.add_special_tokens({"pad_token": "<|extra_0|>", "padding_token": "x"}),
+         "padding_token: no such role of a token, expected one of bos_token, .*pad_token"),
+        (lambda it: it.add_special_tokens({"pad_token": 7}), "cannot add the control token '7'"),
+        (lambda it: setattr(it, "pad_token", "[PAD]"), "'\\[PAD\\]'"),
+        (lambda it: setattr(it, "pad_token_id", 259), "pad_token_id: expected the id of a control token, 260 to 467"),
+        (lambda it: setattr(it, "eos_token_id", 10**6), "eos_token_id: expected the id of a control token"),
+        (lambda it: setattr(it, "additional_special_tokens", ["x"]), "'x'"),
+    ])
+    def test_a_role_for_a_token_that_is_not_there_is_refused_and_nothing_changes(self, small_vocab, change, said):
+        tokenizer = QwenTokenizer(small_vocab)
+        with pytest.raises(ValueError, match=said):
+            change(tokenizer)
+        assert (tokenizer.pad_token, tokenizer.eos_token) == ("<|endoftext|>", "<|endoftext|>")
+        assert tokenizer.special_tokens_map == QwenTokenizer(small_vocab).special_tokens_map
+        assert tokenizer(["hello", "hellohe"], padding=True)["input_ids"] == [[259, 260], [259, 256]]
+
+    def test_a_control_token_takes_a_role(self, small_vocab):
+        tokenizer = QwenTokenizer(small_vocab)
+        assert tokenizer.add_special_tokens({"pad_token": "<|extra_0|>", "eos_token": "<|im_end|>"}) == 0
+        assert (tokenizer.pad_token_id, tokenizer.eos_token_id, len(tokenizer)) == (263, 262, SMALL_SIZE)
+        tokenizer.pad_token_id, tokenizer.bos_token = 264, None
+        assert (tokenizer.pad_token, tokenizer.bos_token) == ("<|extra_1|>", None)
+        assert tokenizer(["hello", "hellohe"], padding=True)["input_ids"] == [[259, 264], [259, 256]]
 
     def test_adding_what_is_there_adds_nothing(self, small):
         assert small.add_tokens(["<|im_end|>"], special_tokens=True) == 0
@@ -385,6 +473,20 @@ class TestSaving:
         tokenizer = QwenTokenizer.from_pretrained(str(tmp_path))
         assert tokenizer.model_max_length == 8192
         assert tokenizer.encode("hello") == [259]
+
+    @pytest.mark.parametrize("kind", [QwenTokenizer, ChatMLTokenizer])
+    def test_a_converted_folder_or_a_vocabulary_loads(self, tmp_path, small_vocab, kind):
+        (tmp_path / "qwen.tiktoken").write_bytes(small_vocab.read_bytes())
+        (tmp_path / "config.json").write_text('{"model_type": "qwen"}')
+        for place in (tmp_path, str(tmp_path), tmp_path / "qwen.tiktoken"):
+            tokenizer = kind.from_pretrained(place, padding_side="left", trust_remote_code=True)
+            assert type(tokenizer) is kind and tokenizer.encode("hello") == [259]
+            assert (tokenizer.padding_side, tokenizer.vocab_file) == ("left", str(tmp_path / "qwen.tiktoken"))
+
+    def test_a_folder_without_a_vocabulary_is_named(self, tmp_path):
+        for place in (tmp_path, tmp_path / "nowhere"):
+            with pytest.raises(FileNotFoundError, match=f"Qwen's vocabulary: expected {place}"):
+                QwenTokenizer.from_pretrained(place)
 
     @pytest.mark.parametrize("clone", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))],
                              ids=["deepcopy", "pickle"])

@@ -16,6 +16,7 @@ from qwen_mindspore.checkpoint.gguf import gguf_bytes, write_gguf
 from qwen_mindspore.checkpoint.replace import repair
 from qwen_mindspore.common.configs import read_config
 from qwen_mindspore.common.files import cache_folder, configs_folder
+from qwen_mindspore.common.keys import read_config_json
 from qwen_mindspore.common.progress import say
 
 __all__ = ["CONTEXT", "PEERS", "benchmark", "shipped_configs"]
@@ -91,9 +92,10 @@ def find_model(args):
 def _read_yaml(path):
     try:
         config = read_config(path)["model"]["model_config"]
-        return {key: value for key, value in config.items() if key != "type"}
+        values = {key: value for key, value in config.items() if key != "type"}
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: expected a YAML with model.model_config, as in {configs_folder()}") from None
+    return read_config_json(values, path)
 
 
 def _converted(hf):

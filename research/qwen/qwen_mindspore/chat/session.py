@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_mindspore.chat.chat import stream_reply
-from qwen_mindspore.common.files import replacing
+from qwen_mindspore.common.files import parse_json, read_text, replacing
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
@@ -295,7 +295,7 @@ def load_conversation(path):
     """
     path = Path(path).expanduser()
     try:
-        messages = json.loads(path.read_text(encoding="utf-8"))["messages"]
+        messages = parse_json(read_text(path))["messages"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f'{path}: expected JSON of the form {{"messages": [...]}}') from None
     if not isinstance(messages, list):

@@ -5,6 +5,7 @@ from pathlib import Path
 from qwen_mindspore.checkpoint.formats import FLOATS, READERS
 from qwen_mindspore.checkpoint.replace import repair
 from qwen_mindspore.common.files import read_json
+from qwen_mindspore.common.keys import read_config_json
 from qwen_mindspore.families import family_of
 
 __all__ = ["ANY", "HUGGING_FACE", "MINDSPORE", "Checkpoint", "check_tensors", "checkpoint_files", "read_config",
@@ -143,10 +144,10 @@ def _listed(files):
 
 
 def read_config(path):
-    """A config.json of a known family. Raises ValueError for another model's."""
+    """A config.json of a known family, its values as they are meant. Raises ValueError for another model's."""
     config = read_json(path)
     family_of(config, path)
-    return config
+    return read_config_json(config, path)
 
 
 def check_tensors(checkpoint, tensors):

@@ -28,6 +28,9 @@ from pathlib import Path
 import numpy as np
 
 from qwen_mindspore.checkpoint.replace import repair
+from qwen_mindspore.common.files import decode_text, parse_json
+from qwen_mindspore.common.keys import MODEL
+from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.families import FAMILIES, QWEN
 
 __all__ = ["EMBEDDING", "HEAD", "LAYERS", "PACKED_TYPES", "Quantization", "agreed_quantization", "dequantize",
@@ -238,12 +241,13 @@ def find_quantization(checkpoint):
     if not path.is_file():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(decode_text(path.read_bytes()))
         if not isinstance(config, dict) or config.get("model_type") not in FAMILIES:
             return None
-        Quantization.from_dict(config.get("quantization"))
+        quantization = read_as(MODEL["quantization"], "quantization", config.get("quantization"))
+        Quantization.from_dict(quantization)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return config.get("quantization")
+    return quantization

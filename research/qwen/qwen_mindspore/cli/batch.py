@@ -7,7 +7,13 @@ import argparse
 
 from qwen_mindspore.batch.records import FORMATS
 from qwen_mindspore.cli.command import run_command
-from qwen_mindspore.cli.options import add_common_options, add_generation_options, generation_options, positive_int
+from qwen_mindspore.cli.options import (
+    add_common_options,
+    add_generation_options,
+    generation_options,
+    positive_int,
+    utf8,
+)
 
 
 def parse_args(argv=None):
@@ -24,7 +30,7 @@ def parse_args(argv=None):
     rows = parser.add_argument_group("rows")
     rows.add_argument("--prompt_column", metavar="NAME", help="default: prompt, messages or query")
     rows.add_argument("--id_column", metavar="NAME", default="id", help="default: id; without one the row's number")
-    rows.add_argument("--system", metavar="TEXT", help="the system message of conversations that have none")
+    rows.add_argument("--system", type=utf8, metavar="TEXT", help="the system message of conversations that have none")
     rows.add_argument("--parse_special", action="store_true", help="control tokens that stand in a prompt are control "
                                                                    "tokens; only with chat_format raw")
     add_generation_options(parser)

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from qwen_mindspore.cli.command import run_command
-from qwen_mindspore.cli.options import add_common_options, add_generation_options, config_of, generation_options
-from qwen_mindspore.common.files import state_folder
+from qwen_mindspore.cli.options import add_common_options, add_generation_options, config_of, generation_options, utf8
+from qwen_mindspore.common.files import check_encoding, decode_text, state_folder
 from qwen_mindspore.common.progress import say, waiting
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
 
@@ -22,12 +22,14 @@ def parse_args(argv=None):
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     add_common_options(parser, "predict_qwen_7b_chat.yaml")
-    parser.add_argument("--system", metavar="TEXT", help="the system message; default: You are a helpful assistant.")
+    parser.add_argument("--system", type=utf8, metavar="TEXT",
+                        help="the system message; default: You are a helpful assistant.")
     parser.add_argument("--stats", action="store_true", help="tokens/s after each answer")
     parser.add_argument("--independent", action="store_true",
                         help="in a pipe: each question begins a new conversation; default: one conversation")
-    parser.add_argument("--input_history", default=str(state_folder("chat_history")), metavar="FILE",
-                        help="where the terminal keeps what was typed; default: %(default)s")
+    parser.add_argument("--input_history", metavar="FILE",
+                        help="where the terminal keeps what was typed; default: chat_history in "
+                             "$XDG_STATE_HOME/qwen-mindspore or ~/.local/state/qwen-mindspore")
     add_generation_options(parser)
     return parser.parse_args(argv)
 
@@ -61,11 +63,17 @@ class Pipe:
         """Nothing: who reads answers wants answers."""
 
     def lines(self):
-        """The lines of standard input, those that end with a backslash joined with the next."""
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+        """
+        The lines of standard input, those that end with a backslash joined with the next. One that is not UTF-8 is
+        named and left out; ValueError for an input in another encoding.
+        """
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         begun = ""
         for self.number, line in enumerate(sys.stdin, 1):
-            line = line.rstrip("\n")
+            line = self._checked(line.rstrip("\n"))
+            if line is None:
+                begun = ""
+                continue
             if line.endswith("\\"):
                 begun += line[:-1] + "\n"
             else:
@@ -73,6 +81,18 @@ class Pipe:
                 begun = ""
         if begun:
             yield begun
+
+    def _checked(self, line):
+        """A line of standard input without a byte order mark; None, and a complaint, where it is no text."""
+        raw = line.encode("utf-8", "surrogateescape")
+        if self.number == 1:
+            check_encoding(raw, "standard input")
+        try:
+            text = decode_text(raw)
+        except ValueError as error:
+            self.complain(error)
+            return None
+        return text if self.number == 1 else line
 
     def answer(self, replies):
         """Print an answer while it grows, and return the last Reply."""
@@ -147,7 +167,7 @@ def main(argv=None):
             session, config = build_session(args)
         if sys.stdin.isatty() and answers.isatty():
             from qwen_mindspore.chat.terminal import Terminal
-            console = Terminal(answers, args.input_history)
+            console = Terminal(answers, args.input_history or str(state_folder("chat_history")))
         else:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads may stop reading, as with any filter
             console = Pipe(answers)

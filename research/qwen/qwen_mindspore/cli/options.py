@@ -3,10 +3,11 @@ import argparse
 
 from qwen_mindspore.checkpoint.formats import FLOATS
 from qwen_mindspore.common.files import configs_folder
+from qwen_mindspore.common.text import argument_text
 from qwen_mindspore.generate.build import load_config
 
 __all__ = ["add_common_options", "add_generation_options", "add_output_options", "boolean", "config_of",
-           "generation_options", "positive_int", "positive_ints"]
+           "generation_options", "positive_int", "positive_ints", "utf8"]
 
 
 def add_common_options(parser, config):
@@ -55,10 +56,11 @@ def add_generation_options(parser):
                        help="draw from the fewest likeliest tokens that hold so much of the probability; 1: all")
     group.add_argument("--repetition_penalty", type=float, metavar="X", help="above 1 discourages tokens said before")
     group.add_argument("--seed", type=int, metavar="N", help="same seed, same answer")
-    group.add_argument("--stop_words", nargs="+", metavar="TEXT", help="texts that end an answer and are cut off it")
+    group.add_argument("--stop_words", type=utf8, nargs="+", metavar="TEXT",
+                       help="texts that end an answer and are cut off it")
     group.add_argument("--max_window_size", type=positive_int, metavar="N",
                        help="the most tokens of a conversation that are kept")
-    group.add_argument("--chat_format", choices=["chatml", "raw"],
+    group.add_argument("--chat_format", type=str.lower, choices=["chatml", "raw"],
                        help="raw: a text is continued, as base models do; chatml: a question is answered")
 
 
@@ -67,6 +69,14 @@ def generation_options(args):
     return {name: getattr(args, name) for name in (
         "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop_words",
         "max_window_size", "chat_format")}
+
+
+def utf8(text):
+    """A command line's text, for argparse."""
+    try:
+        return argument_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive_int(text):

@@ -11,7 +11,9 @@ from pathlib import Path
 from qwen_mindspore.cli.command import run_command
 from qwen_mindspore.cli.options import add_common_options, boolean, config_of, positive_int
 from qwen_mindspore.common.progress import say
+from qwen_mindspore.common.text import argument_text
 from qwen_mindspore.generate.build import build_tokenizer, set_context
+from qwen_mindspore.text.files import read_lines
 
 NAME = "run_qwen_7b"
 
@@ -23,7 +25,8 @@ def parse_args(argv=None):
     parser.add_argument("--run_mode", default="predict", choices=["predict"])
     parser.add_argument("--task", default="text_generation", choices=["text_generation"])
     parser.add_argument("--predict_data", nargs="+", required=True, metavar="TEXT",
-                        help="prompts, or @FILE for a file with one prompt a line")
+                        help="prompts, or @FILE for a file with one prompt a line; a prompt that begins with @ "
+                             "is written with two of them")
     parser.add_argument("--predict_length", type=positive_int, metavar="N",
                         help="the most tokens of a prompt and its answer together; default: the YAML's "
                              "max_decode_length")
@@ -37,24 +40,37 @@ def parse_args(argv=None):
 
 def read_prompts(arguments):
     """
-    The prompts of `--predict_data`: each argument is one, `@FILE` stands for the lines of a UTF-8 file.
+    The prompts of `--predict_data`: each argument is one, `@FILE` stands for the lines of a UTF-8 file, `@@TEXT` for a
+    prompt that begins with @.
 
     Raises:
-        ValueError: A prompt is empty, or there is none.
+        ValueError: A prompt is empty or not UTF-8, or there is none.
         OSError: The file can't be read.
     """
     prompts = []
     for argument in arguments:
-        if argument.startswith("@"):
-            prompts += Path(argument[1:]).read_text(encoding="utf-8").splitlines()
-        else:
-            prompts.append(argument)
+        if argument.startswith("@") and not argument.startswith("@@"):
+            prompts += _prompts_of(argument[1:])
+            continue
+        try:
+            prompts.append(argument_text(argument).removeprefix("@" * argument.startswith("@@")))
+        except ValueError as error:
+            raise ValueError(f"--predict_data: prompt {len(prompts) + 1}: {error}") from None
     if not prompts:
         raise ValueError("--predict_data: no prompt found")
     for number, prompt in enumerate(prompts, 1):
         if not prompt.strip():
             raise ValueError(f"--predict_data: prompt {number} is empty")
     return prompts
+
+
+def _prompts_of(file):
+    """The lines of a file that `@FILE` names."""
+    if not Path(file).is_file():
+        problem = "this is a folder" if Path(file).is_dir() else "no such file"
+        raise FileNotFoundError(f"--predict_data @{file}: {problem}: @ stands before the name of a file of prompts; a "
+                                f"prompt that begins with @ is written @@")
+    return read_lines(file)
 
 
 class Progress:

@@ -1,9 +1,13 @@
-"""How many processors a program may use: what its affinity allows, and no more than its container pays for."""
+"""How many processors a program may use: what it is told to, what its affinity allows, what its container pays for."""
 import math
 import os
 from pathlib import Path
 
-__all__ = ["usable_cpus"]
+from qwen_mindspore.common.text import shown
+
+__all__ = ["check_threads", "thread_count", "usable_cpus"]
+
+MOST_THREADS = 1024
 
 
 def usable_cpus(root="/"):
@@ -20,6 +24,32 @@ def usable_cpus(root="/"):
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _groups(Path(root)) for quota in _quota(folder)]
     return max(1, min([allowed, *(math.ceil(quota) for quota in quotas)]))
+
+
+def thread_count(variable, text):
+    """
+    The number of threads that an environment variable asks for.
+
+    Args:
+        variable (str): Its name, for the message.
+        text (str): What it says.
+
+    Raises:
+        ValueError: No number from 1 to 1024: more threads are a mistake, and starting them brings a machine to its
+            knees.
+    """
+    digits = text.strip()
+    if not digits.isdecimal() or not digits.strip("0"):
+        raise ValueError(f"{variable}: expected a positive number, found {text!r}")
+    if len(digits) > 9 or int(digits) > MOST_THREADS:
+        raise ValueError(f"{variable}: expected at most {MOST_THREADS} threads, found {shown(text)}")
+    return int(digits)
+
+
+def check_threads():
+    """ValueError for an OMP_NUM_THREADS that OpenMP, and with it torch and MindSpore, can't use."""
+    for text in (os.environ.get("OMP_NUM_THREADS") or "1").split(","):  # one for each level of nesting
+        thread_count("OMP_NUM_THREADS", text)
 
 
 def _groups(root):

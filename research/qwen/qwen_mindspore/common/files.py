@@ -1,4 +1,5 @@
-"""Files: where the user's caches are, digests, JSON, and writing a file or a folder whole or not at all."""
+"""Files: where the user's caches are, digests, text and JSON, and writing a file or a folder whole or not at all."""
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -8,20 +9,27 @@ import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["cache_folder", "check_disk", "configs_folder", "read_json", "replacing", "sha256", "state_folder",
-           "sync_folder", "to_json", "write_json"]
+from qwen_mindspore.common.folders import user_folder
 
-NAME = "qwen-mindspore"
+__all__ = ["cache_folder", "check_disk", "check_encoding", "configs_folder", "decode_text", "parse_json", "read_json",
+           "read_text", "replacing", "sha256", "split_lines", "state_folder", "sync_folder", "to_json", "write_json"]
+
+# Of several bytes, the longest first: UTF-32's begins as UTF-16's.
+FOREIGN_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+                 codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 def cache_folder(*parts):
-    """Path below the user's cache of this project, `$XDG_CACHE_HOME/qwen-mindspore` or `~/.cache/qwen-mindspore`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", NAME, *parts)
+    """
+    Path below the user's cache of this project, `$XDG_CACHE_HOME/qwen-mindspore` or `~/.cache/qwen-mindspore`; in a
+    temporary folder where it is not there and can't be made: see `folders.usable`.
+    """
+    return user_folder("XDG_CACHE_HOME", ".cache", *parts)
 
 
 def state_folder(*parts):
-    """Path below the user's state, `$XDG_STATE_HOME/qwen-mindspore` or `~/.local/state/qwen-mindspore`."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", NAME, *parts)
+    """Path below the user's state, `$XDG_STATE_HOME/qwen-mindspore` or `~/.local/state/qwen-mindspore`, likewise."""
+    return user_folder("XDG_STATE_HOME", ".local/state", *parts)
 
 
 def configs_folder():
@@ -40,14 +48,65 @@ def sha256(path):
     return digest.hexdigest()
 
 
+def check_encoding(raw, place=None):
+    """ValueError where the first bytes of a file are the byte order mark of another encoding than UTF-8."""
+    for mark, name in FOREIGN_MARKS.items():
+        if raw.startswith(mark):
+            raise ValueError(f"{'' if place is None else f'{place}: '}expected UTF-8, found {name}: save it as UTF-8")
+
+
+def decode_text(raw, place=None):
+    """
+    Bytes of a file as text, without the byte order mark that Windows' editors begin UTF-8 with.
+
+    Args:
+        raw (bytes): UTF-8, from the beginning of the file.
+        place (str | Path): What the message begins with.
+
+    Raises:
+        ValueError: Another encoding, or no text at all.
+    """
+    before = "" if place is None else f"{place}: "
+    check_encoding(raw, place)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{before}not UTF-8 (byte {error.start}): convert it") from None
+    if "\0" in text:
+        raise ValueError(f"{before}not a text (byte {raw.index(0)} is 0): expected UTF-8")
+    return text.removeprefix("\ufeff")
+
+
+def split_lines(text):
+    """
+    The lines of a text, without their ends: \\n, \\r\\n or \\r, as of any text file that Python opens. Nothing else
+    ends one, as it does for `str.splitlines`: a form feed or U+2028 belongs to what somebody has written.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_text(path):
+    """The text of a UTF-8 file. Raises ValueError, see `decode_text`, or OSError, with the path."""
+    return decode_text(Path(path).read_bytes(), path)
+
+
+def parse_json(text):
+    """What a JSON text says. Raises ValueError for one that is none, or that is nested beyond all bounds."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path):
     """The dict in a JSON file. Raises ValueError or FileNotFoundError with the path."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the model's {path.name} is needed")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bytes that are not UTF-8 are one, too
+        content = parse_json(decode_text(path.read_bytes()))
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}): fetch the file again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}: fetch the file again")

@@ -2,9 +2,12 @@
 from pathlib import Path
 
 from qwen_mindspore.checkpoint.files import checkpoint_files
-from qwen_mindspore.common.configs import read_config
+from qwen_mindspore.common.configs import read_model_config
 from qwen_mindspore.common.deferred_imports import import_mindformers
 from qwen_mindspore.common.files import configs_folder
+from qwen_mindspore.common.folders import usable
+from qwen_mindspore.common.keys import MODEL
+from qwen_mindspore.common.kinds import read_as
 
 __all__ = ["build_config", "build_model", "build_tokenizer", "load_config", "resolve_device", "set_context"]
 
@@ -24,38 +27,50 @@ def load_config(path, checkpoint="", device_target=None, device_id=None):
 
     Raises:
         FileNotFoundError: No such YAML, or one that it inherits from, or checkpoint.
-        ValueError: Not a YAML of a model, or no checkpoint is named.
+        ValueError: Not a YAML of a model, see `common.configs.read_model_config`, or no checkpoint is named.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"--config {path}: no such file; the shipped ones are in {configs_folder()}")
-    content = read_config(path)
-    _check_sections(path, content)
+        problem = "this is a folder" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"--config {path}: {problem}; the shipped ones are in {configs_folder()}")
+    content = read_model_config(path)
     checkpoint = (checkpoint or content.get("load_checkpoint")
                   or content["model"]["model_config"].get("checkpoint_name_or_path"))
     if not checkpoint:
         raise ValueError(f"no checkpoint: give --load_checkpoint, or load_checkpoint in {path}")
     checkpoint_files(checkpoint)
     import_mindformers()  # not before what can be told at once has been looked at
-    from mindformers.tools.register.config import MindFormerConfig
-
-    config = MindFormerConfig(str(path))
+    config = _mindformers_config(path, content)
+    _check_model(path, config)
     model_config = config.model.model_config
     # The model loads it, not the Trainer, which would answer with random numbers where a weight is missing.
     model_config.checkpoint_name_or_path = str(checkpoint)
     config.load_checkpoint = ""
-    config.context.device_target = resolve_device(device_target or config.context.device_target)
+    config.context.device_target = resolve_device(device_target or config.context.device_target or "auto")
     if device_id is not None:
         config.context.device_id = device_id
-    config.save_file = str(Path(config.output_dir or "./output") / "text_generation_result.txt")
+    config.output_dir = str(usable(config.output_dir or "./output", "output"))
+    config.save_file = str(Path(config.output_dir) / "text_generation_result.txt")
     return config
 
 
-def _check_sections(path, content):
-    """ValueError for a YAML that lacks what every command reads."""
-    for section, key in (("model", "model_config"), ("processor", "tokenizer")):
-        found = content.get(section)
-        if not isinstance(found, dict) or not isinstance(found.get(key), dict):
-            raise ValueError(f"{path}: expected a section {section} with {key}, as in the YAMLs in {configs_folder()}")
+def _mindformers_config(path, content):
+    """What MindFormers makes of a YAML's content."""
+    from mindformers.tools.register.config import MindFormerConfig
+    from mindformers.tools.register.template import ConfigTemplate
+    try:
+        ConfigTemplate.apply_template(content)  # as for a YAML that it reads itself
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: {' '.join(map(str, error.args))}") from None
+    return MindFormerConfig(**content)
+
+
+def _check_model(path, config):
+    """ValueError, with the YAML's name, where its model can't be built: a misspelt key, sizes that don't fit."""
+    from qwen_mindspore.model.config import QwenConfig
+    try:
+        QwenConfig.from_llama_config(build_config(config))
+    except ValueError as error:
+        raise ValueError(f"{path}: model_config: {str(error).removeprefix('QwenConfig: ')}") from None
 
 
 def resolve_device(target):
@@ -96,7 +111,7 @@ def build_tokenizer(config):
     settings = dict(config.processor.tokenizer)
     model_config = config.model.model_config
     settings["vocab_file"] = find_vocab_file(settings.get("vocab_file"), beside=model_config.checkpoint_name_or_path)
-    is_chat = model_config.chat_format == "chatml"
+    is_chat = read_as(MODEL["chat_format"], "chat_format", model_config.chat_format) == "chatml"
     return ChatMLTokenizer(**settings) if is_chat else QwenTokenizer(**settings)
 
 

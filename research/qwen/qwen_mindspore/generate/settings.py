@@ -1,9 +1,12 @@
 """How an answer is generated: the settings, where they are read from, and what values they may have."""
-import json
+import contextlib
 import math
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
+
+from qwen_mindspore.common.files import decode_text, parse_json
+from qwen_mindspore.common.kinds import CHAT_FORMAT
 
 __all__ = ["GenerationSettings", "check_sampling"]
 
@@ -63,6 +66,9 @@ def _checked(name, value):
     """The value as settings hold it, lists as tuples; ValueError for one that the setting can't have."""
     if isinstance(value, (list, tuple)):
         value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    if name == "chat_format":
+        with contextlib.suppress(ValueError, KeyError):
+            value = CHAT_FORMAT.read(value)
     words, is_valid = ALLOWED[name]
     if not is_valid(value):
         raise ValueError(f"{name}: expected {words}, found {value!r}")
@@ -167,7 +173,7 @@ def _generation_config(checkpoint):
 def _read(path):
     """The settings of a generation_config.json, with `eos_token_id`; ValueError, naming the file, for a bad one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(decode_text(path.read_bytes()))
         if type(content) is not dict:
             raise ValueError(f"expected an object of settings, found {type(content).__name__}")
         return {name: _checked(name, content[name]) for name in ALLOWED if content.get(name) is not None}

@@ -13,7 +13,7 @@ from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType
 
 from qwen_mindspore.checkpoint.packing import Quantization, unpack
-from qwen_mindspore.common.cpus import usable_cpus
+from qwen_mindspore.common.cpus import thread_count, usable_cpus
 from qwen_mindspore.common.files import cache_folder, replacing
 from qwen_mindspore.kernels.layer_table import LayerTable
 from qwen_mindspore.kernels.portable import PortableKernels
@@ -43,7 +43,7 @@ def build_library():
         Path.
 
     Raises:
-        KernelsUnavailable: There is no compiler, or it failed.
+        KernelsUnavailable: There is no compiler, or it failed, or no place for the library.
         ValueError: QWEN_KERNEL_MARCH is nothing that the compiler knows, or has what this CPU has not.
     """
     sources = sorted(SOURCES.glob("*.cc"))
@@ -56,13 +56,20 @@ def build_library():
     library = cache_folder("kernels", f"qwen_kernels-{key.hexdigest()[:16]}.so")
     if library.exists():
         return library
+    try:
+        return _compile(compiler, march, flags, sources, library)
+    except OSError as error:
+        raise KernelsUnavailable(f"{library} can't be written: {error.strerror}") from None
+
+
+def _compile(compiler, march, flags, sources, library):
     if shutil.which(compiler) is None:
         raise KernelsUnavailable(f"no C++ compiler {compiler}: install g++ for kernels many times faster")
     if march != "native":
         _check_march(compiler, march)
     with replacing(library) as built:
         result = subprocess.run([compiler, *flags, *map(str, sources), "-o", str(built)], capture_output=True,
-                                text=True, check=False)
+                                text=True, errors="replace", check=False)
         if result.returncode:
             error = next((line for line in result.stderr.splitlines() if "error" in line), "unknown error")
             raise KernelsUnavailable(f"{compiler} could not build {SOURCES}: {error}")
@@ -74,14 +81,10 @@ def wanted_threads():
     Threads of the kernels: QWEN_NUM_THREADS, or one for each processor that may be used.
 
     Raises:
-        ValueError: QWEN_NUM_THREADS is no positive number.
+        ValueError: QWEN_NUM_THREADS is no positive number, or beyond what any machine has.
     """
     wanted = os.environ.get("QWEN_NUM_THREADS")
-    if not wanted:
-        return usable_cpus()
-    if not wanted.isdecimal() or int(wanted) < 1:
-        raise ValueError(f"QWEN_NUM_THREADS: expected a positive number, found {wanted!r}")
-    return int(wanted)
+    return thread_count("QWEN_NUM_THREADS", wanted) if wanted else usable_cpus()
 
 
 def _cpu():

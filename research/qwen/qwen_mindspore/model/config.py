@@ -1,5 +1,4 @@
 """The configuration of a Qwen model (first generation: 1.8B, 7B, 14B, 72B)."""
-import json
 from pathlib import Path
 
 import yaml
@@ -8,9 +7,11 @@ from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from qwen_mindspore.checkpoint.packing import EMBEDDING, HEAD, Quantization
-from qwen_mindspore.common.files import replacing
+from qwen_mindspore.common.configs import check_section, read_config
+from qwen_mindspore.common.files import read_json, replacing
+from qwen_mindspore.common.keys import MODEL, read_config_json
 from qwen_mindspore.families import QWEN, family_of
-from qwen_mindspore.model.config_keys import HF_ONLY, KINDS, QWEN_NAMES, USED, check_key, checked, is_known
+from qwen_mindspore.model.config_keys import HF_ONLY, KINDS, QWEN_NAMES, check_key, checked, is_known
 
 __all__ = ["QwenConfig"]
 
@@ -163,6 +164,24 @@ class QwenConfig(LlamaConfig):
             written.write_text(yaml.safe_dump(whole, allow_unicode=True), encoding="utf-8")
 
     @classmethod
+    def from_pretrained(cls, yaml_name_or_path, **kwargs):
+        """
+        As MindFormers', of a YAML, or of a folder that `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: No such YAML, or one that it inherits from.
+            ValueError: A YAML without a model's section, or see the class; the message names the file.
+        """
+        path = str(kwargs.pop("pretrained_model_name_or_path", None) or yaml_name_or_path)
+        if not path.endswith((".yaml", ".yml")):
+            return super().from_pretrained(path, **kwargs)
+        check_section(path, read_config(path), "model", "model_config")
+        try:
+            return super().from_pretrained(path, **kwargs)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: {' '.join(map(str, error.args))}") from None
+
+    @classmethod
     def from_hf_config(cls, path, **overrides) -> "QwenConfig":
         """
         Read a released `config.json`.
@@ -179,11 +198,9 @@ class QwenConfig(LlamaConfig):
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
-        try:
-            hf = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON: {error}") from None
+        hf = read_json(path)
         family_of(hf, path)
+        hf = read_config_json(hf, path)
         if hf.get("quantization_config"):
             raise ValueError(f"{path}: quantization_config: this is AutoGPTQ's checkpoint: convert it with "
                              "convert/convert_weight.py first")
@@ -223,8 +240,9 @@ class QwenConfig(LlamaConfig):
         if isinstance(config, cls):
             return config
         values, defaults = _checked_llama(vars(config)), vars(LlamaConfig())
+        derived = {**defaults, "max_position_embedding": values["seq_length"]}  # where the YAML says nothing
         for qwen_name, name in QWEN_NAMES.items():
-            if qwen_name in values and values[name] == defaults[name]:
+            if qwen_name in values and values[name] in (defaults[name], derived[name]):
                 values[name] = values[qwen_name]
         if values["max_position_embedding"] < values["seq_length"]:
             values["max_position_embedding"] = values["seq_length"]
@@ -255,7 +273,7 @@ def _checked_llama(values):
         try:
             found[key] = None if value is None else checked(key, value)
         except ValueError:
-            if QWEN_NAMES.get(key, key) in USED:
+            if QWEN_NAMES.get(key, key) in MODEL:
                 raise
     return found
 

@@ -6,6 +6,7 @@ ChatML writes each message as `<|im_start|>ROLE\\nCONTENT<|im_end|>`; the model 
 from mindformers.mindformer_book import MindFormerBook
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
+from qwen_mindspore.common.kinds import CHAT_FORMAT
 from qwen_mindspore.text.tokenizer import IM_END, IM_START, QwenTokenizer
 
 __all__ = ["DEFAULT_SYSTEM", "ROLES", "ChatMLTokenizer", "as_messages", "decode_tokens", "get_stop_words_ids",
@@ -176,9 +177,10 @@ def _before_stop(ids, stop_words):
 
 
 def _checked(chat_format):
-    if chat_format not in ("chatml", "raw"):
-        raise ValueError(f"chat_format: expected 'chatml' or 'raw', found {chat_format!r}")
-    return chat_format
+    try:
+        return CHAT_FORMAT.read(chat_format)
+    except (ValueError, KeyError):
+        raise ValueError(f"chat_format: expected 'chatml' or 'raw', found {chat_format!r}") from None
 
 
 @MindFormerRegister.register(MindFormerModuleType.TOKENIZER)

@@ -1,10 +1,34 @@
-"""The texts that quantize.py calibrates with and perplexity.py measures on."""
-import json
+"""Texts from files: what quantize.py calibrates with and perplexity.py measures on, and prompts, one a line."""
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["encode_texts", "read_texts"]
+from qwen_mindspore.common.files import parse_json, read_text, split_lines
+
+__all__ = ["encode_texts", "read_lines", "read_texts"]
+
+
+def read_lines(path):
+    """
+    The lines of a UTF-8 file, each of which says something; empty ones at the end are none.
+
+    Returns:
+        list[str]
+
+    Raises:
+        ValueError: An empty line among others, or there is nothing else in the file; it is not UTF-8. The message names
+            file and line.
+        OSError: The file can't be read.
+    """
+    lines = split_lines(read_text(path))
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{path}: no text in it")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise ValueError(f"{path}, line {number} is empty: remove it")
+    return lines
 
 
 def read_texts(path):
@@ -21,10 +45,7 @@ def read_texts(path):
         ValueError: A line is no JSON object with a `text`, the file is not UTF-8, or there is no text in it.
         OSError: The file can't be read.
     """
-    try:
-        content = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start}): convert it") from None
+    content = read_text(path)
     texts = [content]
     if Path(path).suffix == ".jsonl":
         texts = [_text_of(f"{path}, line {number}", line)
@@ -36,8 +57,8 @@ def read_texts(path):
 
 def _text_of(place, line):
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise ValueError(f"{place}: not valid JSON: {error}") from None
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):

@@ -2,7 +2,9 @@
 import base64
 import importlib.util
 import logging
+import numbers
 import os
+import re
 import unicodedata
 from pathlib import Path
 from typing import ClassVar
@@ -10,10 +12,10 @@ from typing import ClassVar
 import tiktoken
 from mindformers.mindformer_book import MindFormerBook
 from mindformers.models.tokenization_utils import PreTrainedTokenizer
-from mindformers.models.tokenization_utils_base import to_py_obj
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from qwen_mindspore.common.files import replacing
+from qwen_mindspore.common.text import shown
 
 __all__ = ["ENDOFTEXT", "IM_END", "IM_START", "QwenTokenizer", "find_vocab_file", "load_vocab"]
 
@@ -28,11 +30,23 @@ WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# White space within a line so long that tiktoken can't look behind it: at a million characters that is a "Regex error".
+# `\s` of WORDS is Unicode's White_Space; Python's is a little more.
+LONG_SPACE = re.compile(
+    "[\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]{100000,}")
+
 ENDOFTEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CONTROL_TOKENS = (ENDOFTEXT, IM_START, IM_END, *(f"<|extra_{i}|>" for i in range(205)))
 
 # A byte that no UTF-8 text holds: it stands for ids beyond the vocabulary, so `errors` rules over them too.
 UNDECODABLE = b"\xff"
+
+# The most rows that a model has beyond the vocabulary; released ones have up to 213.
+MOST_ROWS_BEYOND = 1024
+
+# Of `from_pretrained`, where a model is fetched: of no meaning for a folder.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "resume_download", "revision", "token",
+               "trust_remote_code", "use_fast")
 
 
 def find_vocab_file(vocab_file=None, beside=None):
@@ -126,6 +140,43 @@ def _shown(line, limit=40):
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
+def _word_end(text, end, allowed):
+    """
+    Where the word ends that is white space up to `end`, so that a text may be cut there and before it, and its parts
+    have the ids of the whole; None where it may not.
+
+    By WORDS the word is all of it before the end of the text, or of the text before a control token; elsewhere its last
+    character goes with what follows. Before a line's end it is a part of a word, which tiktoken finds without looking
+    behind it.
+    """
+    if end < len(text) and text[end] in "\r\n":
+        return None
+    is_last = end == len(text) or any(text.startswith(token, end) for token in allowed)
+    return end if is_last else end - 1
+
+
+def _ids(value):
+    """
+    Ids as an int, or lists of them, of whatever holds them: ints, lists, numpy arrays, Tensors of MindSpore or torch.
+    ValueError for what is none.
+    """
+    if hasattr(value, "asnumpy"):
+        value = value.asnumpy()
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple, range)):
+        return list(value) if all(type(item) is int for item in value) else [_ids(item) for item in value]
+    is_whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and value % 1 == 0
+    if not is_whole:
+        raise ValueError(f"token id: expected an integer, a list, an array or a Tensor of them, found {shown(value)}")
+    return int(value)
+
+
+def _depth(ids):
+    """0 of an id, 1 of a list of ids, ..."""
+    return 1 + max(map(_depth, ids), default=0) if isinstance(ids, list) else 0
+
+
 @MindFormerRegister.register(MindFormerModuleType.TOKENIZER)
 class QwenTokenizer(PreTrainedTokenizer):
     """Text to ids and back, equal to the reference QWenTokenizer.
@@ -199,6 +250,49 @@ class QwenTokenizer(PreTrainedTokenizer):
         """dict[bytes | str, int], every token -> id."""
         return {**self.mergeable_ranks, **self.special_tokens}
 
+    @classmethod
+    def from_pretrained(cls, name_or_path, *args, **kwargs):
+        """
+        The tokenizer of a folder: what `save_pretrained` wrote, a model of Hugging Face's, or a converted checkpoint.
+
+        Args:
+            name_or_path (str | Path): the folder, or its `qwen.tiktoken`.
+            **kwargs: as in the constructor.
+
+        Raises:
+            FileNotFoundError: no such folder, or there is no vocabulary in it.
+            ValueError: see the class.
+        """
+        path = Path(kwargs.pop("pretrained_model_name_or_path", None) or name_or_path)
+        if path.is_dir() and any([*path.glob("*.yaml"), *path.glob("tokenizer_config.json")]):
+            return super().from_pretrained(str(path), *args, **kwargs)
+        return cls(str(path), *args, **{key: value for key, value in kwargs.items() if key not in HUB_OPTIONS})
+
+    def __setattr__(self, name, value):
+        """A role, as `pad_token`, is for a control token: another one would fail later, when a batch is padded."""
+        roles = self.SPECIAL_TOKENS_ATTRIBUTES
+        if value is not None and name in roles:
+            self._add_tokens(value if isinstance(value, (list, tuple)) else [value], special_tokens=True)
+        is_id = name.endswith("_id") and name.removesuffix("_id") in roles
+        if value is not None and is_id and not isinstance(self.decoder.get(value), str):
+            raise ValueError(f"{name}: expected the id of a control token, {self.eod_id} to {self.vocab_size - 1}, "
+                             f"found {value!r}")
+        super().__setattr__(name, value)
+
+    def add_special_tokens(self, special_tokens_dict, replace_additional_special_tokens=True):
+        """
+        As MindFormers': gives control tokens their roles, {"pad_token": "<|extra_0|>", ...}.
+
+        Raises:
+            ValueError: a role that there isn't, or a token that Qwen doesn't have; nothing is changed then.
+        """
+        for role, token in (special_tokens_dict or {}).items():
+            if role not in self.SPECIAL_TOKENS_ATTRIBUTES:
+                raise ValueError(f"{role}: no such role of a token, expected one of "
+                                 f"{', '.join(self.SPECIAL_TOKENS_ATTRIBUTES)}")
+            self._add_tokens(token if isinstance(token, (list, tuple)) else [token], special_tokens=True)
+        return super().add_special_tokens(special_tokens_dict, replace_additional_special_tokens)
+
     def _add_tokens(self, new_tokens, special_tokens=False):
         """Add nothing: 0 for tokens that are control tokens already, else ValueError."""
         for token in map(str, new_tokens):
@@ -223,9 +317,25 @@ class QwenTokenizer(PreTrainedTokenizer):
             ValueError: the text holds a disallowed control token.
         """
         text = unicodedata.normalize("NFC", text)
-        ids = self.tokenizer.encode(
-            text, allowed_special=allowed_special, disallowed_special=disallowed_special)
+        allowed = self.special_tokens if allowed_special == "all" else allowed_special
+        ids, start = [], 0
+        for space in LONG_SPACE.finditer(text):
+            end = _word_end(text, space.end(), allowed)
+            if end is None:
+                continue
+            ids += self.tokenizer.encode(text[start:space.start()], allowed_special=allowed_special,
+                                         disallowed_special=disallowed_special)
+            ids += self._one_word(text[space.start():end])
+            start = end
+        ids += self.tokenizer.encode(text[start:], allowed_special=allowed_special,
+                                     disallowed_special=disallowed_special)
         return [self.decoder[i] for i in ids]
+
+    def _one_word(self, text):
+        """The ids of a text whose bytes are merged as one word."""
+        encoding = tiktoken.Encoding(
+            "word", pat_str=r"[\s\S]+", mergeable_ranks=self.mergeable_ranks, special_tokens={})
+        return encoding.encode_ordinary(text)
 
     def convert_tokens_to_ids(self, tokens):
         """One token (bytes | str) -> int, a list of them -> list[int]. ValueError for an unknown one."""
@@ -242,9 +352,11 @@ class QwenTokenizer(PreTrainedTokenizer):
 
     def convert_ids_to_tokens(self, ids, skip_special_tokens=False):
         """One id -> bytes | str, a sequence of ids -> list of them. ValueError for an unknown one."""
-        ids = to_py_obj(ids)
+        ids = _ids(ids)
         if isinstance(ids, int):
             return self._convert_id_to_token(ids)
+        if any(isinstance(i, list) for i in ids):
+            raise ValueError("token ids: expected one id or a list of them, found lists in a list")
         return [self._convert_id_to_token(i) for i in ids if not (skip_special_tokens and i >= self.eod_id)]
 
     def _convert_id_to_token(self, index):
@@ -269,7 +381,8 @@ class QwenTokenizer(PreTrainedTokenizer):
         (U+FFFD with errors "replace", nothing with "ignore"), or is left out with the control tokens.
 
         Args:
-            token_ids: an int, a 1-D list, numpy array or Tensor of ids; or a batch: a list of those, or 2-D.
+            token_ids: an int, a 1-D list, numpy array or Tensor, MindSpore's or torch's, of ids; or a batch: a list of
+                those, or 2-D.
             skip_special_tokens (bool): leave out all control tokens.
             clean_up_tokenization_spaces: has no effect; bytes come back as they were.
             errors (str, optional): overrides the constructor's `errors` in this call.
@@ -278,16 +391,23 @@ class QwenTokenizer(PreTrainedTokenizer):
             str, or list[str] for a batch.
 
         Raises:
-            ValueError: a negative id, or with errors "strict" bytes that are not UTF-8.
+            ValueError: a negative id, one far beyond the vocabulary, or what is no id; with errors "strict" bytes that
+                are not UTF-8.
         """
-        token_ids = to_py_obj(token_ids)
+        token_ids = _ids(token_ids)
         token_ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        depths = {_depth(i) for i in token_ids}
+        if depths not in (set(), {0}, {1}):
+            raise ValueError("token ids: expected a list of ids, or of lists of ids, found both or deeper ones")
         return super().decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
 
     def _decode(self, token_ids, skip_special_tokens=False, errors=None, **_):
         if min(token_ids, default=0) < 0:
             raise ValueError(f"token id {min(token_ids)}: expected 0 to {self.vocab_size - 1}; "
                              "ignored labels must be dropped before decoding")
+        if max(token_ids, default=0) >= self.vocab_size + MOST_ROWS_BEYOND:
+            raise ValueError(f"token id {max(token_ids)}: expected 0 to {self.vocab_size - 1}, or a few beyond: is "
+                             "this the tokenizer of that model?")
         return self.decode_bytes(token_ids, skip_special_tokens).decode("utf-8", errors or self.errors)
 
     def decode_bytes(self, token_ids, skip_special_tokens=False):
