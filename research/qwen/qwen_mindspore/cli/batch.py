@@ -7,7 +7,13 @@ import argparse
 
 from qwen_mindspore.batch.records import FORMATS
 from qwen_mindspore.cli.command import run_command
-from qwen_mindspore.cli.options import add_common_options, add_generation_options, generation_options, positive_int
+from qwen_mindspore.cli.options import (
+    add_common_options,
+    add_generation_options,
+    generation_options,
+    positive_int,
+    settle_model,
+)
 
 
 def parse_args(argv=None):
@@ -58,6 +64,7 @@ def main(argv=None):
         from qwen_mindspore.batch.journal import ANSWER, ERROR
         from qwen_mindspore.batch.run import generate
 
+        settle_model(args)
         counts = generate(args).counts
         return int(counts[ERROR] and not counts[ANSWER])
 

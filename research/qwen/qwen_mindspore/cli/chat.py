@@ -11,7 +11,13 @@ import sys
 from pathlib import Path
 
 from qwen_mindspore.cli.command import run_command
-from qwen_mindspore.cli.options import add_common_options, add_generation_options, config_of, generation_options
+from qwen_mindspore.cli.options import (
+    add_common_options,
+    add_generation_options,
+    config_of,
+    generation_options,
+    settle_model,
+)
 from qwen_mindspore.common.files import state_folder
 from qwen_mindspore.common.progress import say
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
@@ -156,6 +162,7 @@ def main(argv=None):
     args = parse_args(argv)
 
     def work(answers):
+        settle_model(args)
         with _notice("Loading the model ..."):
             session, config = build_session(args)
         if sys.stdin.isatty() and answers.isatty():
