@@ -1,5 +1,4 @@
 """One run of the benchmark: the contestants, their turns, each in a process of its own, and the machine's rates."""
-import hashlib
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ from qwen_mindspore.bench.report import make_report
 from qwen_mindspore.checkpoint.convert import convert_weight
 from qwen_mindspore.checkpoint.demo_model import MODEL_NAME
 from qwen_mindspore.checkpoint.gguf import gguf_bytes, write_gguf
+from qwen_mindspore.checkpoint.model_cache import folder_digest
 from qwen_mindspore.checkpoint.replace import repair
 from qwen_mindspore.common.configs import read_config
 from qwen_mindspore.common.files import cache_folder, configs_folder
@@ -118,9 +118,7 @@ def _gguf(hf, dtype):
 
 def _cached(folder, suffix):
     """A place in the cache for what is made of a folder, which a change of the folder's files makes another one."""
-    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
-    key = hashlib.sha256(repr((str(folder.resolve()), files)).encode()).hexdigest()[:8]
-    return cache_folder("models") / f"{folder.resolve().name}-{key}{suffix}"
+    return cache_folder("models") / f"{folder.resolve().name}-{folder_digest(folder)}{suffix}"
 
 
 def plan(args):

@@ -12,6 +12,7 @@ from qwen_mindspore.cli.options import (
     add_generation_options,
     generation_options,
     positive_int,
+    settle_model,
     utf8,
 )
 
@@ -64,6 +65,7 @@ def main(argv=None):
         from qwen_mindspore.batch.journal import ANSWER, ERROR
         from qwen_mindspore.batch.run import generate
 
+        settle_model(args)
         counts = generate(args).counts
         return int(counts[ERROR] and not counts[ANSWER])
 

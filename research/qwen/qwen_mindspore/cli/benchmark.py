@@ -17,7 +17,7 @@ from qwen_mindspore.bench.report import plot, table
 from qwen_mindspore.bench.run import CONTEXT, PEERS, benchmark, shipped_configs
 from qwen_mindspore.checkpoint.gguf import TYPES
 from qwen_mindspore.cli.command import give_report, run_command
-from qwen_mindspore.cli.options import positive_int, positive_ints
+from qwen_mindspore.cli.options import add_model_options, positive_int, positive_ints, settle_model
 from qwen_mindspore.common.plots import output_problem
 
 
@@ -29,6 +29,7 @@ def parse_args(argv=None):
     model.add_argument("--config", type=Path, metavar="YAML", help="the config, instead of the folder's config.json")
     model.add_argument("--load_checkpoint", type=Path, metavar="C",
                        help="the MindSpore checkpoint (default: converted from --hf, once, into the cache)")
+    add_model_options(model, model)
     model.add_argument("--random", metavar="SIZE", choices=shipped_configs(),
                        help=f"random weights of a released shape: {', '.join(shipped_configs())}")
     model.add_argument("--layers", type=positive_int, metavar="N", help="with --random: so many layers only")
@@ -59,23 +60,50 @@ def parse_args(argv=None):
 def _contradiction(args):
     """What is wrong with the options together, or None."""
     peers = [name for name, _ in args.vs]
-    if args.random and (args.hf or args.config or args.load_checkpoint):
-        return "--random takes no --hf, --config or --load_checkpoint"
+    if args.random and (args.hf or args.config or args.load_checkpoint or args.model):
+        return "--random takes no --hf, --config, --load_checkpoint or --model"
+    if args.model and (args.hf or args.load_checkpoint):
+        return "--model takes no --hf or --load_checkpoint"
     if args.random and args.quantized:
         return "--quantized goes with a checkpoint, not with --random"
     if args.layers and not args.random:
         return "--layers goes with --random"
     if args.random and "llama-cpp" in peers:
         return "--vs llama-cpp loads a file: it can't go with --random"
-    if args.config and not (args.load_checkpoint or args.hf):
+    if args.config and not (args.load_checkpoint or args.hf or args.model):
         return "--config needs --load_checkpoint, or --hf to convert one from"
     if args.load_checkpoint and not (args.config or args.hf):
         return "--load_checkpoint needs --config, or --hf for its config.json"
-    if args.config and peers and not args.hf:
-        return f"--vs {peers[0]} loads a Hugging Face folder: give --hf (convert/convert_reversed.py makes one)"
+    if args.config and peers and not (args.hf or args.model):
+        return _needs_hf(peers[0])
     if args.new_tokens < 2:
         return "--new_tokens: expected at least 2, the first of which belongs to the prompt"
     return output_problem(args.json, args.plot)
+
+
+def _needs_hf(peer):
+    return f"--vs {peer} loads a Hugging Face folder: give --hf (convert/convert_reversed.py makes one)"
+
+
+def settle(args):
+    """
+    Put what --model names where the other options have theirs.
+
+    Raises:
+        ValueError, OSError: See `cli.options.settle_model`; or a peer is to load a model that is not Hugging Face's.
+    """
+    from qwen_mindspore.checkpoint.by_name import is_hugging_face
+
+    folder = args.model and Path(args.model).expanduser()
+    if folder and folder.is_dir() and is_hugging_face(folder) and not (args.hub or args.revision):
+        args.hf = folder
+        return
+    args.is_config_given = args.config is not None
+    settle_model(args)
+    if args.model:
+        args.config, args.load_checkpoint = Path(args.config), Path(args.load_checkpoint)
+        if args.vs:
+            raise ValueError(_needs_hf(args.vs[0][0]))
 
 
 def _peer(text):
@@ -92,6 +120,7 @@ def main(argv=None):
     args = parse_args(argv)
 
     def work(answers):
+        settle(args)
         give_report(benchmark(args), args, answers, table, plot)
 
     return run_command("benchmark", work)

@@ -10,7 +10,14 @@ import sys
 from pathlib import Path
 
 from qwen_mindspore.cli.command import run_command
-from qwen_mindspore.cli.options import add_common_options, add_generation_options, config_of, generation_options, utf8
+from qwen_mindspore.cli.options import (
+    add_common_options,
+    add_generation_options,
+    config_of,
+    generation_options,
+    settle_model,
+    utf8,
+)
 from qwen_mindspore.common.files import check_encoding, decode_text, state_folder
 from qwen_mindspore.common.progress import say, waiting
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
@@ -163,6 +170,7 @@ def main(argv=None):
     args = parse_args(argv)
 
     def work(answers):
+        settle_model(args)
         with waiting(NAME, "loading the model"):
             session, config = build_session(args)
         if sys.stdin.isatty() and answers.isatty():

@@ -11,6 +11,7 @@ VERBS = {
     "quantize": ("quantize", "to 4 or 8 bits, as quantize.py does"),
     "perplexity": ("perplexity", "of a text at given context lengths, as perplexity.py does"),
     "benchmark": ("benchmark", "speed and memory beside peers, as benchmark.py does"),
+    "cache": ("cache", "the models that were fetched by name: list them, delete one"),
     "audit": ("audit", "the NPU's graphs, on a machine without one, as audit_ascend.py does"),
 }
 

@@ -2,12 +2,14 @@
 import argparse
 
 from qwen_mindspore.checkpoint.formats import FLOATS
+from qwen_mindspore.checkpoint.hub import HUBS
 from qwen_mindspore.common.files import configs_folder
 from qwen_mindspore.common.text import argument_text
 from qwen_mindspore.generate.build import load_config
 
-__all__ = ["add_common_options", "add_generation_options", "add_output_options", "boolean", "config_of",
-           "generation_options", "positive_int", "positive_ints", "utf8"]
+__all__ = ["add_common_options", "add_generation_options", "add_model_options", "add_output_options", "boolean",
+           "config_of", "generation_options", "positive_int", "positive_ints", "settle_checkpoint", "settle_model",
+           "utf8"]
 
 
 def add_common_options(parser, config):
@@ -18,14 +20,78 @@ def add_common_options(parser, config):
         parser (argparse.ArgumentParser): Gets the options.
         config (str): The YAML of configs/ that is taken where none is given.
     """
-    parser.add_argument("--config", default=str(configs_folder() / config),
-                        help=f"a YAML, see configs/; default: {config}")
-    parser.add_argument("--load_checkpoint", default="",
-                        help="a .ckpt or .safetensors file, or a folder of them; default: what the YAML says")
+    parser.set_defaults(is_config_given=False)
+    parser.add_argument("--config", default=str(configs_folder() / config), action=_Config,
+                        help=f"a YAML, see configs/; default: {config}, or, with --model, what its config.json says")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--load_checkpoint", default="",
+                       help="a .ckpt or .safetensors file, or a folder of them; default: what the YAML says")
+    add_model_options(parser, which)
     parser.add_argument("--device_target", default=None, choices=["auto", "CPU", "Ascend"],
                         help="auto: an NPU if there is one; default: what the YAML says")
     parser.add_argument("--device_id", type=int, default=None)
     parser.add_argument("--verbose", action="store_true", help="MindFormers' whole log on standard error")
+
+
+class _Config(argparse.Action):
+    """Stores the value, and that there was one."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        namespace.config, namespace.is_config_given = values, True
+
+
+def add_model_options(parser, which):
+    """
+    A model by its name; `settle_model` reads it back.
+
+    Args:
+        parser (argparse.ArgumentParser): Gets the options.
+        which: A group of it of options that exclude each other; gets --model.
+    """
+    which.add_argument("--model", metavar="MODEL",
+                       help="instead of --load_checkpoint: a name, like Qwen/Qwen-1_8B-Chat, which is fetched and "
+                            "converted once, see qwen-ms cache; or a folder, of Hugging Face or converted")
+    parser.add_argument("--hub", choices=list(HUBS), help="where a name is looked up; default: huggingface")
+    parser.add_argument("--revision", metavar="R", help="of a name: a branch, a tag or a commit; default: the latest "
+                                                        "when it is fetched")
+
+
+def settle_model(args):
+    """
+    Put the checkpoint of --model, and its config unless there is a --config, where the other options have theirs. Every
+    command does so before it imports what takes long: a name that is misspelt is told at once.
+
+    Raises:
+        ValueError, OSError: See `generate.by_name.find_model`.
+    """
+    _check_model_options(args)
+    if args.model is not None:
+        from qwen_mindspore.generate.by_name import find_model
+
+        config, checkpoint = find_model(args.model, args.revision, args.hub)
+        args.load_checkpoint = str(checkpoint)
+        args.config = args.config if args.is_config_given else str(config)
+
+
+def settle_checkpoint(args):
+    """
+    Put the checkpoint of --model, a folder as it is, where --load_checkpoint has its.
+
+    Raises:
+        ValueError, OSError: See `checkpoint.by_name.find_checkpoint`.
+    """
+    _check_model_options(args)
+    if args.model is not None:
+        from qwen_mindspore.checkpoint.by_name import find_checkpoint
+
+        args.load_checkpoint = find_checkpoint(args.model, args.revision, args.hub, convert=False).checkpoint
+
+
+def _check_model_options(args):
+    """ValueError where an option that goes with a name stands alone."""
+    for option in ("hub", "revision"):
+        if getattr(args, option) and args.model is None:
+            raise ValueError(f"--{option} goes with --model NAME")
 
 
 def add_output_options(parser):
@@ -35,7 +101,7 @@ def add_output_options(parser):
 
 
 def config_of(args):
-    """The config that the options of `add_common_options` name: see `generate.build.load_config`."""
+    """The config that the options of `add_common_options` name, --model settled: see `generate.build.load_config`."""
     return load_config(args.config, args.load_checkpoint, args.device_target, args.device_id)
 
 

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from qwen_mindspore.cli.command import give_report, run_command
-from qwen_mindspore.cli.options import add_common_options, positive_int, positive_ints
+from qwen_mindspore.cli.options import add_common_options, positive_int, positive_ints, settle_model
 from qwen_mindspore.common.plots import output_problem
 
 
@@ -69,6 +69,7 @@ def main(argv=None):
     def work(answers):
         from qwen_mindspore.evaluate.perplexity import measure, plot, table
 
+        settle_model(args)
         give_report(measure(args), args, answers, table, plot)
 
     return run_command("perplexity", work, args.verbose)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from qwen_mindspore.cli.command import run_command
-from qwen_mindspore.cli.options import add_common_options, boolean, config_of, positive_int
+from qwen_mindspore.cli.options import add_common_options, boolean, config_of, positive_int, settle_model
 from qwen_mindspore.common.progress import say
 from qwen_mindspore.common.text import argument_text
 from qwen_mindspore.generate.build import build_tokenizer, set_context
@@ -141,6 +141,7 @@ def main(argv=None):
     args = parse_args(argv)
 
     def work(answers):
+        settle_model(args)
         for answer in predict(args):
             print(answer, file=answers, flush=True)
 

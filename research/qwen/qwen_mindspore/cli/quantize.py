@@ -11,14 +11,16 @@ import argparse
 from pathlib import Path
 
 from qwen_mindspore.cli.command import run_command
-from qwen_mindspore.cli.options import positive_int
+from qwen_mindspore.cli.options import add_model_options, positive_int, settle_checkpoint
 
 
 def parse_args(argv=None):
     """The command line; wrong options end the process with exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--load_checkpoint", type=Path, required=True, metavar="C",
-                        help="a MindSpore folder, .ckpt or .safetensors, or a Hugging Face folder")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--load_checkpoint", type=Path, metavar="C",
+                       help="a MindSpore folder, .ckpt or .safetensors, or a Hugging Face folder")
+    add_model_options(parser, which)
     parser.add_argument("--output", type=Path, required=True, metavar="OUT",
                         help="one file if it ends in .ckpt or .safetensors, else a folder")
     parser.add_argument("--format", choices=("mindspore", "gptq"), default="mindspore",
@@ -75,6 +77,7 @@ def main(argv=None):
     def work(answers):
         from qwen_mindspore.quantize.run import quantize
 
+        settle_checkpoint(args)
         print(quantize(args), file=answers)
 
     return run_command("quantize", work, interrupted="interrupted; the same command resumes where it stopped")
