@@ -27,13 +27,13 @@ def parse_args(argv=None):
     files.add_argument("--output", required=True, metavar="FILE", help="JSONL in the order of the input; rows that "
                                                                        "can't be answered go to FILE.errors.jsonl")
     files.add_argument("--input_format", choices=list(FORMATS), help="default: by the input's name")
-    files.add_argument("--overwrite", action="store_true", help="begin anew, whatever is there")
+    files.add_argument("--overwrite", action="store_true", help="start afresh, replacing what is there")
     rows = parser.add_argument_group("rows")
     rows.add_argument("--prompt_column", metavar="NAME", help="default: prompt, messages or query")
     rows.add_argument("--id_column", metavar="NAME", default="id", help="default: id; without one the row's number")
     rows.add_argument("--system", type=utf8, metavar="TEXT", help="the system message of conversations that have none")
-    rows.add_argument("--parse_special", action="store_true", help="control tokens that stand in a prompt are control "
-                                                                   "tokens; only with chat_format raw")
+    rows.add_argument("--parse_special", action="store_true", help="parse control tokens that are written in a prompt; "
+                                                                   "only with chat_format raw")
     add_generation_options(parser)
     speed = parser.add_argument_group("speed")
     speed.add_argument("--batch_size", type=positive_int, default=16, metavar="N", help="rows at once; default: 16")

@@ -32,7 +32,7 @@ def parse_args(argv=None):
     add_model_options(model, model)
     model.add_argument("--random", metavar="SIZE", choices=shipped_configs(),
                        help=f"random weights of a released shape: {', '.join(shipped_configs())}")
-    model.add_argument("--layers", type=positive_int, metavar="N", help="with --random: so many layers only")
+    model.add_argument("--layers", type=positive_int, metavar="N", help="with --random: only N layers")
     parser.add_argument("--kernels", type=lambda text: text.split(","), metavar="NAME,...",
                         help="kernel sets (default: all that can run here)")
     parser.add_argument("--vs", type=_peer, action="append", default=[], metavar="PEER",
@@ -48,7 +48,7 @@ def parse_args(argv=None):
     parser.add_argument("--new_tokens", type=positive_int, default=64, metavar="N",
                         help=f"tokens of each continuation of a {CONTEXT}-token prompt (default: %(default)s)")
     parser.add_argument("--repeat", type=positive_int, default=3, metavar="R", help="rounds (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with its least and greatest")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, with its minimum and maximum")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the speeds (needs matplotlib)")
     args = parser.parse_args(argv)
     problem = _contradiction(args)

@@ -115,19 +115,21 @@ def add_generation_options(parser):
     group = parser.add_argument_group("generation", "default: what the generation_config.json beside the checkpoint "
                                                     "says, else the YAML")
     group.add_argument("--max_new_tokens", type=positive_int, metavar="N", help="the most tokens of an answer")
-    group.add_argument("--do_sample", type=boolean, metavar="BOOL", help="draw tokens instead of taking the likeliest")
-    group.add_argument("--temperature", type=float, metavar="X", help="above 1 makes unlikely tokens likelier")
-    group.add_argument("--top_k", type=int, metavar="N", help="draw from so many likeliest tokens; 0: all")
+    group.add_argument("--do_sample", type=boolean, metavar="BOOL",
+                       help="sample tokens instead of taking the most likely one")
+    group.add_argument("--temperature", type=float, metavar="X", help="above 1 makes unlikely tokens more likely")
+    group.add_argument("--top_k", type=int, metavar="N", help="sample from the N most likely tokens; 0: all")
     group.add_argument("--top_p", type=float, metavar="X",
-                       help="draw from the fewest likeliest tokens that hold so much of the probability; 1: all")
-    group.add_argument("--repetition_penalty", type=float, metavar="X", help="above 1 discourages tokens said before")
-    group.add_argument("--seed", type=int, metavar="N", help="same seed, same answer")
+                       help="sample from the fewest most likely tokens whose probabilities reach X; 1: all")
+    group.add_argument("--repetition_penalty", type=float, metavar="X",
+                       help="above 1 discourages tokens that occurred before")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
     group.add_argument("--stop_words", type=utf8, nargs="+", metavar="TEXT",
-                       help="texts that end an answer and are cut off it")
+                       help="strings that end an answer; they are cut off")
     group.add_argument("--max_window_size", type=positive_int, metavar="N",
                        help="the most tokens of a conversation that are kept")
     group.add_argument("--chat_format", type=str.lower, choices=["chatml", "raw"],
-                       help="raw: a text is continued, as base models do; chatml: a question is answered")
+                       help="raw: continue a text, as base models do; chatml: answer a question")
 
 
 def generation_options(args):

@@ -3,7 +3,7 @@ Perplexity of a text at given context lengths, for any config and checkpoint, qu
 
     python scripts/perplexity.py --config Y --load_checkpoint C --data TEXT --context 512,1024,2048
 
-The text is cut into pieces of a context, and each token of a piece is predicted from what stands before it there. With
+The text is cut into pieces of a context, and each token of a piece is predicted from those before it in the piece. With
 --stride N a piece begins every N tokens and its last N are predicted, which then have at least context - N tokens
 before them; and every context predicts the same tokens. --compare adds a curve with other settings of the model, or
 of another checkpoint:
@@ -28,7 +28,7 @@ def parse_args(argv=None):
                         help="tokens of a piece (default: 512,1024,2048)")
     parser.add_argument("--stride", type=positive_int, metavar="N",
                         help="tokens from one piece to the next (default: the context, so that pieces don't overlap)")
-    parser.add_argument("--max_tokens", type=positive_int, metavar="N", help="take so many tokens of the text only")
+    parser.add_argument("--max_tokens", type=positive_int, metavar="N", help="take only the first N tokens of the text")
     parser.add_argument("--compare", type=_changes, action="append", default=[], metavar="KEY=VALUE,...",
                         help="another curve, with these settings of the model's config, or load_checkpoint=C")
     parser.add_argument("--use_past", action="store_true",

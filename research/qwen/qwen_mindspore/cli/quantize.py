@@ -31,19 +31,19 @@ def parse_args(argv=None):
     how.add_argument("--group_size", type=int, default=128, metavar="N",
                      help="inputs that share a scale; -1: all of an output's (default: 128)")
     how.add_argument("--method", choices=("gptq", "rtn"), default="gptq", help="(default: gptq)")
-    how.add_argument("--asym", dest="sym", action="store_false", help="fit a zero for each group, too")
-    how.add_argument("--sym", action="store_true", help="zeros in the middle of the levels (default)")
+    how.add_argument("--asym", dest="sym", action="store_false", help="fit a zero point for each group as well")
+    how.add_argument("--sym", action="store_true", help="zero points in the middle of the levels (default)")
     how.add_argument("--quantize_head", action="store_true", help="the lm_head as well")
     how.add_argument("--quantize_embedding", action="store_true", help="the embedding as well, rounded to nearest")
     data = parser.add_argument_group("gptq")
     data.add_argument("--data", type=Path, metavar="FILE",
                       help='the calibration text: .jsonl with {"text": ...} lines, or plain text')
     data.add_argument("--samples", type=positive_int, default=128, metavar="N",
-                      help="the most pieces of the text to calibrate with (default: 128)")
+                      help="maximum number of pieces of the text to calibrate with (default: 128)")
     data.add_argument("--length", type=positive_int, metavar="N",
                       help="tokens of a piece (default: 2048, or what the model was trained with)")
     data.add_argument("--desc_act", action="store_true",
-                      help="groups of inputs of like size; the checkpoint then holds their order")
+                      help="groups of inputs of similar size; the checkpoint then holds their order")
     data.add_argument("--damp", type=float, default=0.01, metavar="X", help="dampening (default: 0.01)")
     args = parser.parse_args(argv)
     problem = _contradiction(args)
