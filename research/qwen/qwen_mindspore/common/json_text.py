@@ -111,7 +111,7 @@ def _float(text):
 
 
 def _int(text):
-    return int(text) if len(text) < LONGEST_INT else Number(text)
+    return int(text) if len(text) < LONGEST_INT and text != "-0" else Number(text)
 
 
 def _refuse_constant(name):

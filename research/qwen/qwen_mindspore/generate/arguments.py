@@ -1,5 +1,6 @@
 """The arguments of `generate`: what MindFormers, transformers and the original Qwen know, taken, or refused by name."""
 import copy
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -35,9 +36,9 @@ NEUTRAL = {
     "typical_p": (1,), "min_p": (0,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_a": (0,),
     "penalty_alpha": (0,), "diversity_penalty": (0,), "length_penalty": (0, 1), "no_repeat_ngram_size": (0,),
     "encoder_no_repeat_ngram_size": (0,), "presence_penalty": (0,), "frequency_penalty": (0,),
-    "early_stopping": (False,),
-    "constraints": ([],), "bad_words_ids": ([],), "force_words_ids": ([],), "suppress_tokens": ([],),
-    "begin_suppress_tokens": ([],), "forced_bos_token_id": (), "forced_eos_token_id": (), "sequence_bias": ({},),
+    "early_stopping": (False,), "constraints": ([],), "bad_words_ids": ([],), "force_words_ids": ([],),
+    "suppress_tokens": ([],), "begin_suppress_tokens": ([],), "forced_bos_token_id": (), "forced_eos_token_id": (),
+    "sequence_bias": ({},),
     "stop_strings": ([],), "stopping_criteria": ([],), "prefix_allowed_tokens_fn": (), "assistant_model": (),
     "prompt_lookup_num_tokens": (0,), "guidance_scale": (1,), "max_time": (), "output_attentions": (False,),
     "output_hidden_states": (False,), "inputs_embeds": (), "num_assistant_tokens": (),
@@ -115,7 +116,7 @@ def _equal(value, neutral):
         return isinstance(value, (list, tuple, dict)) and not value
     if isinstance(neutral, bool):
         return isinstance(value, (bool, np.bool_)) and value == neutral
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == neutral
+    return isinstance(value, Real) and not isinstance(value, bool) and value == neutral
 
 
 def prompts_of(input_ids, attention_mask, pad, ends):
