@@ -21,8 +21,8 @@ def strictly(line):
     return json.loads(line, parse_constant=refuse)
 
 
-@pytest.mark.parametrize("text", ["1e400", "-1e400", "1.10", "0.1000000000000000055", "1e5", "1E-7", "-0.0", "-0", "0.5",
-                                  "7", "123456789012345678901234567890.5", "12345678901234567890", "9" * 5000])
+@pytest.mark.parametrize("text", ["1e400", "-1e400", "1.10", "0.1000000000000000055", "1e5", "1E-7", "-0.0", "-0",
+                                  "0.5", "7", "123456789012345678901234567890.5", "12345678901234567890", "9" * 5000])
 def test_a_number_is_written_as_it_was_read(text):
     for line in (f'{{"id": {text}}}', f'[{text}, {{"a": [{text}]}}]'):
         assert dump_json(parse_json(line)) == line.encode()
