@@ -1,12 +1,14 @@
 """Reading rows of every format, the good ones and the bad ones, with their numbers."""
 import json
 import sys
+from decimal import Decimal
 
 import pytest
 
 from qwen_mindspore.batch import records as batch_records
 from qwen_mindspore.batch.records import count_records, file_format, read_records
 from qwen_mindspore.common.files import sha256
+from qwen_mindspore.common.json_text import dump_json
 
 BOM = b"\xef\xbb\xbf"
 PROMPTS = ["你好", 'a "quote", a comma', "two\nlines", "🙂 é é", "  spaces  "]
@@ -143,6 +145,43 @@ def test_parquet(tmp_path):
     path.write_bytes(b"PAR1 no more")
     with pytest.raises(ValueError, match="in.parquet: not a Parquet file that can be read"):
         count_records(path, "parquet")
+
+
+def test_numbers_keep_their_text_in_whatever_format(write, tmp_path):
+    texts = ["1e400", "1.10", "123456789012345678901234567890.5", "12345678901234567890"]
+    lines = [f'{{"prompt": "a", "id": {text}}}' for text in texts]
+    for name, content in (("in.jsonl", "\n".join(lines)), ("in.json", f"[{', '.join(lines)}]")):
+        written = [dump_json(record.fields["id"]).decode() for record in read(write(name, content))]
+        assert written == [text.replace("1e400", "1E+400") if name == "in.json" else text for text in texts]
+
+
+def test_a_nan_of_a_table_is_no_value(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+    path, nan = tmp_path / "in.parquet", float("nan")
+    parquet.write_table(pyarrow.table({
+        "prompt": ["a", "b"], "max_new_tokens": [2.0, nan], "id": [nan, 1.5],
+        "price": pyarrow.array([Decimal("1.10"), None], pyarrow.decimal128(9, 2))}), path)
+    rows = [record.fields for record in read(path)]
+    assert rows == [{"prompt": "a", "max_new_tokens": 2.0, "id": None, "price": 1.1},
+                    {"prompt": "b", "max_new_tokens": None, "id": 1.5, "price": None}]
+    assert dump_json(rows[0]["price"]) == b"1.10"
+
+
+def test_what_is_nested_too_deep_is_a_bad_row(write):
+    deep = '{"prompt": "a", "x": ' + "[" * 500 + "]" * 500 + "}"
+    for name, content in (("in.jsonl", f'{deep}\n{{"prompt": "b"}}'), ("in.json", f'[{deep}, {{"prompt": "b"}}]')):
+        path = write(name, content)
+        assert errors(path) == [(1, "invalid JSON: lists and objects are nested deeper than 100")]
+        assert read(path)[1].fields == {"prompt": "b"}
+
+
+def test_a_number_beyond_all_measure_ends_no_reading(write):
+    huge = '{"prompt": "a", "id": 1e99999999999999999999}'
+    assert dump_json(read(write("in.jsonl", huge))[0].fields["id"]) == b"1e99999999999999999999"
+    assert read(write("in.jsonl", f'{{"prompt": "a", "id": {"9" * 9999}}}'))[0].error is None
+    with pytest.raises(ValueError, match="in.json: invalid JSON"):
+        read(write("in.json", f"[{huge}]"))
 
 
 @pytest.mark.parametrize("package, name, format, what", [

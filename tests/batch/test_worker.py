@@ -7,6 +7,7 @@ from helpers.batch import FakeEngine
 from qwen_mindspore.batch.journal import ANSWER, ERROR
 from qwen_mindspore.batch.records import Record
 from qwen_mindspore.batch.worker import RowOptions, Worker, answer_all
+from qwen_mindspore.common.json_text import Number
 from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import make_context
@@ -117,6 +118,100 @@ def test_a_row_may_have_settings_of_its_own(answer, tokenizer):
     assert prompt_of(answer, tokenizer, {**text, "top_k": "", "stop_words": '["a", "b"]'}).settings == settings, \
         "as they stand in a CSV"
     assert prompt_of(answer, tokenizer, {"prompt": "x", "stop_words": "end"}).settings.stop_words == ("end",)
+
+
+@pytest.mark.parametrize("name, value, setting, expected", [
+    ("max_new_tokens", 2.0, "max_new_tokens", 2), ("max_tokens", 7, "max_new_tokens", 7),
+    ("max_completion_tokens", "7", "max_new_tokens", 7), ("stop", "end", "stop_words", ("end",)),
+    ("stop", ["a", "b"], "stop_words", ("a", "b")), ("stop", '["a"]', "stop_words", ("a",)),
+    ("stop", "[end", "stop_words", ("[end",)), ("stop", None, "stop_words", ()), ("max_tokens", None, "top_k", 0),
+    ("temperature", 0, "temperature", 0), ("do_sample", "True", "do_sample", True), ("top_k", "5.0", "top_k", 5),
+    ("n", 1, "top_k", 0), ("logprobs", False, "top_k", 0), ("response_format", {"type": "text"}, "top_k", 0),
+    ("tools", [], "top_k", 0), ("stream", True, "top_k", 0), ("frequency_penalty", 0.0, "top_k", 0),
+    ("model", "gpt", "top_k", 0), ("logprobs", "False", "top_k", 0)])
+def test_openais_columns_are_understood(answer, tokenizer, name, value, setting, expected):
+    assert getattr(prompt_of(answer, tokenizer, {"prompt": "x", name: value}).settings, setting) == expected
+
+
+@pytest.mark.parametrize("row, said", [
+    ({"n": 2}, "n: not implemented, expected 1 or nothing, found 2"), ({"logprobs": 5}, "logprobs: not implemented"),
+    ({"logprobs": True}, "logprobs: not implemented"), ({"n": "2"}, "n: not implemented"),
+    ({"tools": [{"type": "function"}]}, "tools: not implemented"), ({"logit_bias": {"5": 1}}, "logit_bias: not"),
+    ({"presence_penalty": 0.5}, "presence_penalty: not implemented"), ({"best_of": 3}, "best_of: not implemented"),
+    ({"response_format": {"type": "json_object"}}, "response_format: not implemented"),
+    ({"max_tokens": 5, "max_new_tokens": 6}, "max_new_tokens and max_tokens: they mean the same, and differ"),
+    ({"stop": "a", "stop_words": "b"}, "stop_words and stop: they mean the same, and differ"),
+    ({"max_tokens": 0}, "max_tokens: expected a whole number from 1, found 0"),
+    ({"max_tokens": True}, "max_tokens: expected a whole number from 1, found True"),
+    ({"stop": [7]}, "stop: expected a list of strings, none empty, found"), ({"stop": {}}, "stop: expected a list"),
+    ({"stop": 5}, "stop: expected a list of strings"), ({"top_k": -1}, "found -1: write 0 to switch it off"),
+    ({"top_p": 0}, "found 0: write 1 to switch it off"), ({"temperature": float("inf")}, "temperature: expected"),
+    ({"seed": 1e400}, "seed: expected"), ({"do_sample": 1}, "do_sample: expected True or False, found 1")])
+def test_what_a_row_asks_for_and_can_not_have_is_its_error(error, row, said):
+    assert said in error({"prompt": "a", **row})
+
+
+def test_the_same_setting_twice_with_the_same_value_is_no_error(answer, tokenizer):
+    row = {"prompt": "x", "max_tokens": 5, "max_completion_tokens": 5.0, "stop": "a", "stop_words": ["a"]}
+    settings = prompt_of(answer, tokenizer, row).settings
+    assert settings.max_new_tokens == 5 and settings.stop_words == ("a",)
+
+
+def test_content_may_come_in_parts_of_text(answer, tokenizer):
+    parts = [{"type": "text", "text": "He"}, {"type": "text", "text": "llo"}]
+    for messages in ([{"role": "user", "content": parts}],
+                     [{"role": "system", "content": [{"type": "text", "text": "be nice"}]},
+                      {"role": "user", "content": parts}]):
+        engine = prompt_of(answer, tokenizer, {"messages": messages}, settings=CHAT, system="be nice")
+        assert engine.prompt == make_context(tokenizer, "Hello", None, "be nice")[1]
+        content = answer({"messages": messages}, settings=CHAT, engine=FakeEngine(seq_length=10_000))[1].content
+        assert content["messages"] == messages, "as they were given"
+
+
+@pytest.mark.parametrize("content, said", [
+    ([{"type": "image_url", "image_url": {"url": "x"}}], "part 1 is one of type 'image_url'"),
+    ([{"type": "text", "text": "a"}, {"type": "input_audio"}], "part 2 is one of type 'input_audio'"),
+    (["a"], "part 1 is 'a'"), ([{"type": "text"}], "expected text in part 1, found None"),
+    ([{"type": "text", "text": 7}], "expected text in part 1, found 7"), ([], "messages is empty"),
+    (None, "content: expected text, found None"), ({"type": "text", "text": "a"}, "content: expected text, found")])
+def test_content_that_is_no_text_is_the_rows_error(error, content, said):
+    assert said in error({"messages": [{"role": "user", "content": content}]}, settings=CHAT)
+
+
+def test_an_infinite_id_of_a_table_gives_way_to_the_number(answer):
+    assert answer({"prompt": "a", "id": float("inf")})[1].content["id"] == 1
+    assert str(answer({"prompt": "a", "id": Number("1e400")})[1].content["id"]) == "1e400"
+
+
+EXTREMES = [{"temperature": 1e-40}, {"temperature": 5e-324}, {"temperature": 1e300}, {"top_p": 1e-30},
+            {"top_p": 5e-324}, {"top_k": 10 ** 30}, {"repetition_penalty": 1e-40}, {"repetition_penalty": 1e300},
+            {"repetition_penalty": 5e-324, "temperature": 1e-300, "top_k": 3, "top_p": 1e-9}, {"temperature": 0}]
+
+
+def test_no_setting_of_one_row_ends_the_run(build_tiny, answer):
+    model = build_tiny(use_past=True, pad_token_id=256, batch_size=4, seq_length=256)
+    rows = [{"prompt": "Hello", "do_sample": True, "seed": 1, "max_new_tokens": 4, **row} for row in EXTREMES]
+    rows += [{"prompt": "Hello", "max_new_tokens": 10 ** 400}, {"prompt": "Hello", "temperature": 10 ** 400}]
+    results = answer(*rows, engine=Engine(model, max_batch=4))
+    assert [result.kind for result in results.values()] == [ANSWER] * (len(rows) - 1) + [ERROR]
+    assert "temperature: expected a number above 0, found 1000" in results[len(rows)].content["error"]
+    greedy = answer({"prompt": "Hello", "max_new_tokens": 4}, engine=Engine(model))[1].content["response"]
+    for number, row in enumerate(EXTREMES, 1):
+        if row in ({"temperature": 1e-40}, {"temperature": 5e-324}, {"top_p": 1e-30}, {"temperature": 0}):
+            assert results[number].content["response"] == greedy
+
+
+def test_a_row_whose_token_can_not_be_chosen_leaves_the_others_alone(build_tiny, answer, monkeypatch):
+    model = build_tiny(use_past=True, pad_token_id=256, batch_size=4, seq_length=256)
+
+    def choose(logits, settings, *_):
+        return [0][1] if settings.seed == 13 else int(logits.argmax())
+
+    monkeypatch.setattr("qwen_mindspore.generate.engine.next_token", choose)
+    rows = [{"prompt": "Hello", "seed": seed, "max_new_tokens": 3} for seed in (1, 13, 2)]
+    results = answer(*rows, engine=Engine(model, max_batch=4))
+    assert [result.kind for result in results.values()] == [ANSWER, ERROR, ANSWER]
+    assert results[2].content["error"].startswith("request 2: no token to choose at token 1 of the answer by ")
 
 
 def test_stop_strings_end_an_answer_and_are_cut_off(answer):

@@ -7,6 +7,7 @@ import itertools
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mindformers.models.llama import LlamaConfig
 
@@ -277,6 +278,35 @@ class TestLimits:
     def test_what_can_not_be_is_said_at_once(self, model, tokenizer, arguments, said):
         with pytest.raises(ValueError, match=said):
             chat_stream(model, tokenizer, **{"query": "q", **arguments})
+
+    @pytest.mark.parametrize("name, value", [
+        ("queries", "hello"), ("queries", b"hello"), ("queries", {"a": 1}), ("queries", {"a"}), ("queries", None),
+        ("queries", 7), ("histories", "ab"), ("histories", {0: []}), ("system", b"ab"), ("system", {"a": 1, "b": 2}),
+        ("system", 7), ("system", None)])
+    def test_a_text_is_no_list_of_its_letters(self, model, tokenizer, name, value):
+        arguments = {"queries": ["a", "b"], name: value}
+        with pytest.raises(ValueError, match=f"^{name}: expected a list of .*, found "):
+            chat_batch(model, tokenizer, **arguments)
+
+    def test_a_batch_may_be_any_sequence_of_texts(self, model, tokenizer):
+        expected = chat_batch(model, tokenizer, ["a", "b"], max_new_tokens=2)
+        for queries in (("a", "b"), iter(["a", "b"]), np.array(["a", "b"])):
+            assert chat_batch(model, tokenizer, queries, max_new_tokens=2) == expected
+
+    @pytest.mark.parametrize("arguments, said", [
+        ({"query": b"a"}, "query: expected a text, found bytes"), ({"system": None}, "system: expected a text, found"),
+        ({"system": ["S"]}, "system: expected a text"), ({"history": "ab"}, "history: expected"),
+        ({"history": {"a": "b"}}, "history: expected"), ({"history": 7}, "history: expected"),
+        ({"history": [("a", None)]}, "message 3: expected"), ({"history": [(1, "b")]}, "message 2: expected"),
+        ({"stop_words": "Human:"}, "stop_words: expected a list of strings"), ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"topp": 0.5}, r"topp: no such setting, .*\(did you mean top_p\?\)")])
+    def test_what_is_of_another_kind_is_refused_by_name(self, model, tokenizer, arguments, said):
+        with pytest.raises(ValueError, match=said):
+            chat(model, tokenizer, **{"query": "q", **arguments})
+
+    def test_a_temperature_of_0_is_greedy(self, model, tokenizer):
+        greedy = chat(model, tokenizer, "Why?", max_new_tokens=8)
+        assert chat(model, tokenizer, "Why?", do_sample=True, temperature=0, max_new_tokens=8) == greedy
 
     @pytest.mark.parametrize("arguments", [{"histories": [None]}, {"system": ["S", "S", "S"]}])
     def test_a_batch_wants_one_of_each(self, model, tokenizer, arguments):

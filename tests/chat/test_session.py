@@ -69,6 +69,28 @@ class TestQuestions:
             ask(session, "two")
         assert session.history == [("one", "answer 0"), ("two", "an")]
 
+    def test_an_answer_that_can_not_be_given_anew_leaves_the_one_that_was(self, session, monkeypatch):
+        def stream_reply(*_, **__):
+            raise FloatingPointError("the logits are not finite")
+            yield
+
+        ask(session, "one", "two")
+        before = session.history
+        with monkeypatch.context() as broken:
+            broken.setattr(qwen_session, "stream_reply", stream_reply)
+            with pytest.raises(FloatingPointError):
+                ask(session, ":regenerate")
+            assert session.history == before
+            with pytest.raises(FloatingPointError):
+                ask(session, "three")
+        assert session.history == before
+        session.ask(session.read(":regenerate")).close()
+        assert session.history == before, "stopped before there was anything"
+        session.history = [("one", "a"), ("too long", "b")]
+        with pytest.raises(ValueError, match="query: it has 9 tokens"):
+            session.ask(session.read(":regenerate"))
+        assert session.history == [("one", "a"), ("too long", "b")]
+
     def test_what_can_not_be_asked_is_no_turn(self, session):
         with pytest.raises(ValueError, match="query: it has 9 tokens"):
             session.ask("too long")

@@ -1,5 +1,7 @@
-"""The main script, run as a user does: in a process of its own, from an empty directory."""
+"""The main script, run as a user does: in a process of its own, from an empty directory; and its options."""
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -87,6 +89,8 @@ def test_prompts_come_from_arguments_and_files(tmp_path):
         read_prompts(["one", " "])
     with pytest.raises(OSError, match="missing"):
         read_prompts(["@missing.txt"])
+    with pytest.raises(ValueError, match="expected a list of prompts, found 'hello'"):
+        read_prompts("hello")
 
 
 def test_a_file_of_prompts_may_come_from_any_editor(tmp_path):
@@ -113,3 +117,86 @@ def test_a_prompt_that_can_not_be_read_is_explained(argument, said):
 
 def test_a_prompt_is_what_was_typed_whatever_the_locale():
     assert read_prompts([os.fsdecode("中文".encode())]) == ["中文"]
+
+
+# Settings
+
+@pytest.fixture
+def ask(tiny_yaml, tiny_checkpoint, tmp_path, monkeypatch, capfd):
+    """A function that gives the lines that are printed for prompts with options; settings of the YAML in the dict."""
+    monkeypatch.chdir(tmp_path)
+
+    def answers(prompts, *options, checkpoint=tiny_checkpoint, chat_format="raw", **settings):
+        capfd.readouterr()
+        code = main(["--config", tiny_yaml(chat_format, **settings), "--load_checkpoint", str(checkpoint),
+                     *map(str, options), "--predict_data", *prompts])
+        out, err = capfd.readouterr()
+        assert code == 0, err
+        return out.removesuffix("\n").split("\n")
+    return answers
+
+
+SEVEN = ["Once upon a time", "The", "A", "I do not know what", "x", "The", "Where is it?"]
+
+
+def test_seven_prompts_are_answered_four_at_once_as_each_is_alone(ask, monkeypatch):
+    from qwen_mindspore.generate.loop import QwenForCausalLM
+    sizes, decode = [], QwenForCausalLM.decode
+
+    def counting(model, ids, *rest):
+        sizes.append(len(ids))
+        return decode(model, ids, *rest)
+
+    alone = [ask([prompt], "--max_new_tokens", 8)[0] for prompt in SEVEN]
+    monkeypatch.setattr(QwenForCausalLM, "decode", counting)
+    assert ask(SEVEN, "--max_new_tokens", 8, batch_size=4) == alone
+    assert max(sizes) == 4 and len(sizes) < 7 * 7
+
+
+def test_a_control_token_is_a_prompt(ask, build_tiny, tiny_hf):
+    """Also the one that the tokenizer pads with."""
+    tokenizer = QwenTokenizer(str(tiny_hf))
+    expected = [expected_answer(build_tiny, tokenizer, ids, 9, 0) for ids in ([256], [256, 256], [*b"Hi", 256])]
+    prompts = ["<|endoftext|>", "<|endoftext|><|endoftext|>", "Hi<|endoftext|>"]
+    assert ask(prompts, "--max_new_tokens", 9) == ask(prompts, "--max_new_tokens", 9, batch_size=3) == expected
+
+
+def test_the_generation_config_beside_the_checkpoint_is_read(ask, tiny_checkpoint, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": 30, "repetition_penalty": 5.0}))
+    given = ask(["Once"], "--max_new_tokens", 30, "--repetition_penalty", 5)
+    assert ask(["Once"], checkpoint=folder) == given != ask(["Once"], "--max_new_tokens", 30)
+    assert ask(["Once"], "--predict_length", 16, checkpoint=folder) == ask(["Once"], "--max_new_tokens", 12,
+                                                                        "--repetition_penalty", 5)
+    assert ask(["Once"], "--repetition_penalty", 1, checkpoint=folder) == ask(["Once"], "--max_new_tokens", 30)
+
+
+def test_the_options_of_generation_are_those_of_other_commands(ask):
+    drawn = ["--do_sample", "true", "--temperature", 3, "--max_new_tokens", 12]
+    first, second = (ask(["Once", "Once"], *drawn, "--seed", 1) for _ in range(2))
+    assert first == second and first[0] != first[1], "each prompt draws for itself"
+    assert ask(["Once", "Once"], *drawn, "--seed", 2) != first
+    greedy = ask(["Once"], "--max_new_tokens", 12)
+    assert ask(["Once"], *drawn, "--top_k", 1) == ask(["Once"], *drawn, "--top_p", 1e-9) == greedy
+    assert ask(["Once"], "--do_sample", "true", "--temperature", 0, "--max_new_tokens", 12) == greedy
+    text = greedy[0]
+    assert ask(["Once"], "--max_new_tokens", 12, "--stop_words", text[6:8]) == [text[:text.index(text[6:8], 4)]]
+
+
+def test_a_chat_model_answers_with_the_tokenizers_system_message(ask, tiny_checkpoint, build_tiny, tiny_hf):
+    tokenizer = QwenTokenizer(str(tiny_hf))
+    ids = make_context(tokenizer, "Hi")[1]
+    assert ask(["Hi"], "--max_new_tokens", 9, chat_format="chatml") == [
+        expected_answer(build_tiny, tokenizer, ids, 9, len(ids)).strip()]
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--top_p", "3"], "top_p: expected a number above 0 and up to 1"), (["--top_k", "-1"], "write 0 to switch it off"),
+    (["--temperature", "nan"], "temperature: expected a number above 0, found nan"),
+    (["--seed", "-1"], "seed: expected a whole number"), (["--predict_length", "2"], "prompt 1 has 4 tokens")])
+def test_a_setting_out_of_range_is_refused_by_name(options, said, tiny_yaml, tiny_checkpoint, capfd):
+    assert main(["--config", tiny_yaml("raw"), "--load_checkpoint", str(tiny_checkpoint), *options, "--predict_data",
+                 "Once"]) == 1
+    out, err = capfd.readouterr()
+    assert out == "" and said in err.strip().splitlines()[-1]

@@ -5,8 +5,9 @@ from mindformers import GenerationConfig
 from mindformers.generation import GenerationMixin
 from mindformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
+from qwen_mindspore.generate.arguments import generation_arguments
 from qwen_mindspore.generate.sampling import next_token, sample
-from qwen_mindspore.generate.settings import check_sampling
+from qwen_mindspore.model.config import QwenConfig
 
 VOCABULARY = 2000
 
@@ -85,11 +86,12 @@ def test_tokens_may_be_forbidden_but_not_all(logits, way):
         next_token(logits, settings, lambda: 0.5, "row 7")
 
 
-@pytest.mark.parametrize("name, value", [("top_p", 3), ("top_p", 0), ("temperature", 0), ("temperature", -1),
-                                         ("top_k", -5), ("top_k", 2.5), ("repetition_penalty", 0)])
-def test_settings_out_of_range_are_refused(build_tiny, name, value):
-    with pytest.raises(ValueError, match=f"{name}: expected .*found {value}"):
-        check_sampling(GenerationConfig(**{name: value}))
+@pytest.mark.parametrize("name, value", [("top_p", 3), ("top_p", 0), ("temperature", -1), ("top_k", -5),
+                                         ("top_k", 2.5), ("repetition_penalty", 0)])
+def test_settings_out_of_range_are_refused(name, value):
+    for given in ((GenerationConfig(**{name: value}), {}), (None, {name: value})):
+        with pytest.raises(ValueError, match=f"{name}: expected .*found {value}"):
+            generation_arguments(QwenConfig(), *given)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """Generation settings: where they come from, which source wins, and what is refused."""
 import json
+from decimal import Decimal
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from qwen_mindspore.generate.settings import GenerationSettings, check_sampling
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.model.config import QwenConfig
 
 CHAT_7B = {"chat_format": "chatml", "eos_token_id": 151643, "pad_token_id": 151643, "max_window_size": 6144,
@@ -34,7 +36,8 @@ def test_lists_become_tuples_so_that_settings_compare_and_hash():
     assert hash(settings) == hash(GenerationSettings(stop_words_ids=((1,), (2, 3)), stop_words=("Human:",)))
 
 
-REFUSED = [("temperature", 0), ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", "1"),
+REFUSED = [("temperature", -0.1), ("temperature", float("nan")),
+           ("temperature", float("inf")), ("temperature", "hot"), ("temperature", 10 ** 400),
            ("top_p", 3), ("top_p", 0), ("top_p", True), ("top_k", -1), ("top_k", 2.5), ("repetition_penalty", -1.1),
            ("max_new_tokens", 0), ("max_new_tokens", 1.5), ("do_sample", "yes"), ("do_sample", 1), ("seed", -1),
            ("seed", 2 ** 32), ("seed", 0.5), ("chat_format", "llama"), ("max_window_size", 0), ("stop_words", "Human:"),
@@ -59,12 +62,6 @@ def test_override_changes_what_is_given_and_none_is_not_given():
     assert settings.override() == settings
     with pytest.raises(ValueError, match="topp: no such setting, expected one of max_new_tokens, .*top_p"):
         settings.override(topp=0.5)
-
-
-def test_sampling_settings_of_mindformers_may_be_none():
-    check_sampling(SimpleNamespace(temperature=None, top_k=None, top_p=None, repetition_penalty=None))
-    with pytest.raises(ValueError, match="top_p: expected a number above 0 and up to 1, which is off, found 3"):
-        check_sampling(SimpleNamespace(temperature=None, top_k=None, top_p=3, repetition_penalty=None))
 
 
 def test_a_released_chat_model(checkpoint):
@@ -122,3 +119,83 @@ def test_a_chat_format_is_known_in_whatever_case_and_a_byte_order_mark_is_no_par
     (folder / "generation_config.json").write_text('{"chat_format": "CHATML", "top_k": 3}', encoding="utf-8-sig")
     settings = GenerationSettings.load(QwenConfig(), folder)
     assert (settings.chat_format, settings.top_k) == ("chatml", 3)
+
+
+TAKEN = [("temperature", "0.7", 0.7), ("top_p", " 1 ", 1.0), ("top_k", "5", 5), ("top_k", "5.0", 5),
+         ("max_new_tokens", "64", 64), ("do_sample", "True", True), ("do_sample", "false", False), ("seed", "7", 7),
+         ("repetition_penalty", "1.1", 1.1), ("stop_words_ids", "[[1], [2, 3]]", ((1,), (2, 3)))]
+
+
+@pytest.mark.parametrize("name, text, value", TAKEN, ids=str)
+def test_in_a_file_a_value_may_stand_in_quotes_and_nowhere_else(name, text, value, checkpoint):
+    found = getattr(GenerationSettings.load(SimpleNamespace(), checkpoint({name: text})), name)
+    assert found == value and type(found) is type(value)
+    with pytest.raises(ValueError, match=f"^{name}: expected .*, found '"):
+        GenerationSettings(**{name: text})
+
+
+@pytest.mark.parametrize("name, text", [("temperature", "hot"), ("top_k", "2.5"), ("do_sample", "yes"), ("seed", ""),
+                                        ("do_sample", "1"), ("top_p", "NaN"), ("max_new_tokens", "true")])
+def test_in_quotes_as_without_them_a_value_must_be_one(name, text, checkpoint):
+    with pytest.raises(ValueError, match=f"generation_config.json: {name}: expected .*, found "):
+        GenerationSettings.load(QwenConfig(), checkpoint({name: text}))
+
+
+def test_a_model_config_may_hold_text_as_yamls_do():
+    config = SimpleNamespace(do_sample="True", temperature="0.5", top_k="3", max_decode_length="20", eos_token_id="9")
+    assert GenerationSettings.load(config) == GenerationSettings(do_sample=True, temperature=0.5, top_k=3,
+                                                                 max_new_tokens=20, stop_words_ids=((9,),))
+
+
+@pytest.mark.parametrize("name, value, expected", [
+    ("max_new_tokens", 2.0, 2), ("top_k", np.float32(5), 5), ("seed", np.int64(3), 3), ("temperature", 1, 1.0),
+    ("top_p", np.float64(0.5), 0.5), ("temperature", Decimal("0.7"), 0.7), ("do_sample", np.bool_(True), True),
+    ("stop_words_ids", np.array([[1, 2]]), ((1, 2),)), ("stop_words_ids", [[1.0]], ((1,),)),
+])
+def test_a_whole_number_may_be_a_float_and_numpys_numbers_are_numbers(name, value, expected):
+    found = getattr(GenerationSettings(**{name: value}), name)
+    assert found == expected and type(found) is type(expected)
+    if isinstance(found, tuple):
+        assert all(type(token) is int for word in found for token in word)
+
+
+def test_what_is_off_elsewhere_is_told_as_it_is_written_here():
+    for name, value, advice in (("top_k", -1, "write 0 to switch it off"), ("top_p", 0, "write 1 to switch it off"),
+                                ("top_p", -1.0, "write 1"), ("repetition_penalty", 0, "write 1 to switch it off"),
+                                ("temperature", -1, "0 takes the likeliest token")):
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, found {value}[:,] .*{advice}"):
+            GenerationSettings(**{name: value})
+
+
+def test_a_temperature_of_0_is_greedy_wherever_it_comes_from(checkpoint):
+    assert not GenerationSettings(temperature=0, do_sample=True).draws
+    assert GenerationSettings(temperature=1e-300, do_sample=True).draws and not GenerationSettings().draws
+    folder = checkpoint({"temperature": 0, "do_sample": True})
+    assert not GenerationSettings.load(QwenConfig(), folder).draws
+    assert GenerationSettings.load(QwenConfig(), folder, temperature=0.5).draws
+
+
+@pytest.mark.parametrize("value, ends", [(9, [9]), ([9, 8], [9, 8]), ("9", [9]), ("[9, 8]", [9, 8]), (9.0, [9]),
+                                         (-1, []), ([9, -1], [9]), ([], [])])
+def test_an_eos_is_an_id_or_several_or_none(value, ends, checkpoint):
+    settings = GenerationSettings.load(SimpleNamespace(), checkpoint({"eos_token_id": value}))
+    assert settings.stop_words_ids == tuple((end,) for end in ends)
+
+
+@pytest.mark.parametrize("value", [True, "<|endoftext|>", 1.5, -2, [[9]], [None], {"id": 9}])
+def test_an_eos_that_is_no_id_is_refused_by_name(value, checkpoint):
+    with pytest.raises(ValueError, match="generation_config.json: eos_token_id: expected an id or a list of ids"):
+        GenerationSettings.load(SimpleNamespace(), checkpoint({"eos_token_id": value}))
+
+
+def test_rows_that_are_drawn_with_one_seed_differ_and_those_that_are_not_stay():
+    drawn = GenerationSettings(do_sample=True, seed=5)
+    assert drawn.of_row(1) == drawn.of_row(1) != drawn.of_row(2) and drawn.of_row(1).seed != 5
+    assert GenerationSettings(seed=5).of_row(3) == GenerationSettings(seed=5)
+    zero = drawn.override(temperature=0)
+    assert zero.of_row(3) == zero
+
+
+def test_a_setting_that_is_almost_one_is_told():
+    with pytest.raises(ValueError, match=r"max_newtokens: no such setting, .* \(did you mean max_new_tokens\?\)"):
+        GenerationSettings().override(max_newtokens=5)

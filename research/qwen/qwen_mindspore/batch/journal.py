@@ -23,14 +23,14 @@ from array import array
 from pathlib import Path
 
 from qwen_mindspore.common.files import sync_folder
+from qwen_mindspore.common.json_text import dump_json
 from qwen_mindspore.common.text import shown
 
-__all__ = ["ANSWER", "ERROR", "Journal", "dump_json"]
+__all__ = ["ANSWER", "ERROR", "Journal"]
 
 HEADER, ANSWER, ERROR = "H", "A", "E"
 LINE = re.compile(rb"([0-9a-f]{8})\t(([0-9]+)\t([HAE])\t(.*))\n", re.DOTALL)
 TORN_HEADER = re.compile(rb"[0-9a-f]{,8}|[0-9a-f]{8}\t(0(\t(H(\t[^\n]*)?)?)?)?")
-LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 SYNC_SECONDS = 5.0  # of work that a power cut may cost; a kill costs nothing that was written
 
 
@@ -57,7 +57,7 @@ class Journal:
         self.out = Path(out)
         self.path, self.errors, self.meta = (self.out.with_name(self.out.name + suffix)
                                              for suffix in (".part", ".errors.jsonl", ".meta.json"))
-        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.fingerprint = json.loads(dump_json(fingerprint))
         self.counts = {ANSWER: 0, ERROR: 0}
         self.is_complete = False
         self.places = array("q")
@@ -207,17 +207,6 @@ class Journal:
                     raise OSError(f"{self.path}: damaged at byte {place}: start again, the rows behind it are done "
                                   "anew")
                 yield number, kind, content
-
-
-def dump_json(content):
-    """
-    An object as one line of JSON, without the end of the line: UTF-8, and ASCII where that can't hold its text. What
-    some readers take for the end of a line is escaped, too.
-    """
-    try:
-        return json.dumps(content, ensure_ascii=False, default=str).translate(LINE_ENDS).encode("utf-8")
-    except UnicodeEncodeError:  # half a surrogate pair
-        return json.dumps(content, default=str).encode("ascii")
 
 
 def _parse(line):

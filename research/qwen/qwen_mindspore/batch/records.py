@@ -1,12 +1,13 @@
 """Rows of JSONL, JSON, CSV, Parquet and text files of any size, one after the other; and what cannot be read as one."""
 import codecs
 import csv
-import json
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_mindspore.common.extras import import_extra
+from qwen_mindspore.common.json_text import check_depth, dump_json, exact, parse_json
 
 __all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records"]
 
@@ -130,8 +131,8 @@ class JsonLines(Lines):
     def parse(number, text, prompt_column=None):
         """The Record of a line's text."""
         try:
-            fields = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+            fields = parse_json(text)
+        except ValueError as error:
             return Record(number, error=f"invalid JSON: {error}", source=text)
         return _object(number, fields)
 
@@ -155,14 +156,18 @@ class JsonArray(Rows):
             file.seek(start)
             try:
                 if first:
-                    yield from enumerate(ijson.items(file, "item", use_float=True), 1)
-            except ijson.JSONError as error:
+                    yield from enumerate(ijson.items(file, "item"), 1)
+            except (ijson.JSONError, ArithmeticError) as error:  # a number beyond what a Decimal holds is the latter
                 raise ValueError(f"{path}: invalid JSON: {' '.join(str(error).split())}") from None
 
     @staticmethod
     def record(number, value, prompt_column=None):
         """The Record of an item."""
-        return _object(number, value)
+        try:
+            check_depth(value)
+        except ValueError as error:
+            return Record(number, error=f"invalid JSON: {error}")
+        return _object(number, exact(value))
 
 
 class Csv(Rows):
@@ -247,7 +252,8 @@ class Parquet(Rows):
     def record(number, place, prompt_column=None):
         """The Record of a row."""
         part, row = place
-        return Record(number, part.slice(row, 1).to_pylist()[0])
+        # A NaN is how tables say that there is no value.
+        return Record(number, _without_nans(exact(part.slice(row, 1).to_pylist()[0])))
 
 
 FORMATS = {"jsonl": JsonLines, "json": JsonArray, "csv": Csv, "tsv": Tsv, "parquet": Parquet, "text": Lines}
@@ -276,11 +282,11 @@ def _object(number, value):
     if isinstance(value, dict):
         return Record(number, value)
     return Record(number, error=f"expected an object of columns, found {type(value).__name__}",
-                  source=json.dumps(value, ensure_ascii=False))
+                  source=dump_json(value).decode("utf-8"))
 
 
-def _refuse_constant(name):
-    raise ValueError(f"{name} is no JSON number")
+def _without_nans(fields):
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()}
 
 
 def _check_column(path, names, prompt_column):

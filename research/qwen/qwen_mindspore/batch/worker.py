@@ -1,19 +1,26 @@
 """From a row of a file to its answer: the prompt of the row, its settings, and continuous batching on the engine."""
-import json
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from qwen_mindspore.batch.journal import ANSWER, ERROR
+from qwen_mindspore.common.json_text import Number, parse_json
 from qwen_mindspore.common.text import shown
-from qwen_mindspore.generate.answers import Answers, prompt_of
+from qwen_mindspore.generate.answers import Answers, prompt_of, text_of
+from qwen_mindspore.generate.settings import ALLOWED, checked_setting, from_text
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
 __all__ = ["Result", "RowOptions", "Worker", "answer_all"]
 
 PROMPTS = ("prompt", "messages", "query")
-OVERRIDES = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop_words")
+# Columns that are settings -> their names here; OpenAI's among them.
+OVERRIDES = {**{name: name for name in ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
+                                        "repetition_penalty", "seed", "stop_words")},
+             "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "stop": "stop_words"}
+# OpenAI's columns that ask for what there is not -> the values that don't.
+REFUSED = {"n": (1,), "best_of": (1,), "logprobs": (False, 0), "top_logprobs": (0,), "presence_penalty": (0,),
+           "frequency_penalty": (0,), "logit_bias": ({},), "tools": ([],), "functions": ([],), "tool_choice": ("none",),
+           "function_call": ("none",), "response_format": ({"type": "text"},), "suffix": ("",), "echo": (False,)}
 
 
 @dataclass(frozen=True)
@@ -129,15 +136,18 @@ class Worker:
 
     def _id(self, record):
         given = (record.fields or {}).get(self.options.id_column)
-        return record.number if given in (None, "") else given
+        # A table may hold an infinity, which JSON has not.
+        is_none = given in (None, "") or (isinstance(given, float) and not isinstance(given, Number)
+                                          and not math.isfinite(given))
+        return record.number if is_none else given
 
     def _prompt(self, fields, settings):
         """(what the output repeats of the row, ids of its prompt); ValueError where there is no prompt to answer."""
         name, value = self._given(fields)
         if name == "messages" or isinstance(value, list):
-            messages = _parsed(value)
-            _check_messages(messages)
-            given, query = {"messages": messages}, messages[-1]["content"]
+            given = {"messages": _parsed(value)}
+            messages = _checked_messages(given["messages"])
+            query = messages[-1]["content"]
             if messages[0]["role"] != "system" or not messages[0]["content"]:
                 history = messages[messages[0]["role"] == "system":]
                 messages = [{"role": "system", "content": self.options.system}, *history]
@@ -176,13 +186,22 @@ class Worker:
 
     def _settings(self, record):
         """The row's settings: everyone's, but for those that it has a column for."""
-        changes = {name: _setting(name, record.fields[name]) for name in OVERRIDES
-                   if name != self.options.prompt_column and record.fields.get(name) not in (None, "")}
+        columns = {name: value for name, value in record.fields.items() if value not in (None, "") and name not in
+                   (self.options.prompt_column, self.options.id_column)}
+        changes = {}
+        for column, name in OVERRIDES.items():
+            if column in columns:
+                value = _setting(column, name, columns[column])
+                if changes.get(name, value) != value:
+                    others = [other for other in OVERRIDES if OVERRIDES[other] == name and other in columns]
+                    raise ValueError(f"{' and '.join(others)}: they mean the same, and differ: leave one of them")
+                changes[name] = value
+        for column, neutral in REFUSED.items():
+            if column in columns and _parsed_or_text(columns[column]) not in neutral:
+                raise ValueError(f"{column}: not implemented, expected {' or '.join(map(repr, neutral))} or nothing, "
+                                 f"found {shown(columns[column])}; --prompt_column says if that is the prompt")
         settings = self.settings.override(**changes)
-        if settings.do_sample and "seed" not in changes:
-            seeds = np.random.SeedSequence([settings.seed or 0, record.number])
-            settings = settings.override(seed=int(seeds.generate_state(1)[0]))
-        return settings
+        return settings if "seed" in changes else settings.of_row(record.number)
 
 
 def answer_all(worker, records):
@@ -213,8 +232,11 @@ def answer_all(worker, records):
         tokens = worker.tokens
 
 
-def _check_messages(messages):
-    """ValueError unless they are a system message or none, then those of user and assistant by turns, the user last."""
+def _checked_messages(messages):
+    """
+    Messages with their contents as text; ValueError unless they are a system message or none, then those of user and
+    assistant by turns, the user last.
+    """
     expected = ("messages: expected a list of {role, content}: system or not, then user and assistant by turns, "
                 "user last")
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
@@ -223,8 +245,7 @@ def _check_messages(messages):
     turns = roles[roles[:1] == ["system"]:]
     if len(turns) % 2 == 0 or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
         raise ValueError(f"{expected}; found {', '.join(map(str, roles)) or 'none'}")
-    for message in messages:
-        _check_text("content", message.get("content"))
+    return [{"role": message["role"], "content": text_of(message.get("content"))} for message in messages]
 
 
 def _check_text(name, value):
@@ -246,18 +267,38 @@ def _parsed(value):
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         raise ValueError(f"expected JSON, found {shown(value)}") from None
 
 
-def _setting(name, value):
-    """The value of a setting; in a CSV it stands as JSON, or a stop word as it is."""
+def _parsed_or_text(value):
+    """What a column holds; in a CSV a value stands as JSON, or Python's."""
     if not isinstance(value, str):
         return value
-    if name == "stop_words" and not value.startswith("["):
+    try:
+        return parse_json(value.lower() if value in ("True", "False") else value)
+    except ValueError:
+        return value
+
+
+def _setting(column, name, value):
+    """The value of a setting; in a CSV it stands as JSON, or a stop word as it is."""
+    if name != "stop_words":
+        value = from_text(name, value)
+        _check_setting(column, name, value)
+        return value
+    if isinstance(value, str) and not value.startswith("["):
         return (value,)
     try:
-        return json.loads(value.lower() if name == "do_sample" else value)
+        value = parse_json(value) if isinstance(value, str) else value
     except ValueError:
-        return value  # `override` refuses it by name
+        value = (value,)  # "[" may begin a word, too
+    _check_setting(column, name, value)
+    return tuple(value)
+
+
+def _check_setting(column, name, value):
+    """ValueError, by the name of its column, for what a setting can't be."""
+    if value is not None:
+        checked_setting(column, value, ALLOWED[name])

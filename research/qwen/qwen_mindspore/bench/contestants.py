@@ -22,6 +22,7 @@ from qwen_mindspore.common.cpus import usable_cpus
 from qwen_mindspore.families import QWEN, family_of
 
 WARM_UP_TOKENS = 3
+NOT_FINITE = 3  # the exit code where figures would be of no model that works; the last line says what is wrong
 
 
 class Ours:
@@ -378,8 +379,12 @@ def main():
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     job = json.loads(sys.argv[1])
-    for figures in run(job) if "kind" in job else [{"kernels": buildable_kernels(job["kernels"])}]:
-        print(json.dumps(figures), file=out, flush=True)
+    try:
+        for figures in run(job) if "kind" in job else [{"kernels": buildable_kernels(job["kernels"])}]:
+            print(json.dumps(figures), file=out, flush=True)
+    except ArithmeticError as error:
+        print(error, file=sys.stderr)
+        sys.exit(NOT_FINITE)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from qwen_mindspore.bench.contestants import NOT_FINITE
 from qwen_mindspore.bench.report import make_report
 from qwen_mindspore.checkpoint.convert import convert_weight
 from qwen_mindspore.checkpoint.demo_model import MODEL_NAME
@@ -163,6 +164,7 @@ def run_contestant(name, python, environment, job):
 
     Raises:
         RuntimeError: It failed before the first figure.
+        ArithmeticError: Its logits are not finite: no figure of it means anything.
     """
     # MindSpore and MindFormers leave logs and more in the working directory.
     with tempfile.TemporaryDirectory() as scratch:
@@ -171,6 +173,8 @@ def run_contestant(name, python, environment, job):
         command = [python, "-m", CONTESTANTS, json.dumps({**job, "started": time.time()})]
         result = subprocess.run(command, cwd=scratch, env={**os.environ, "LOG_MF_PATH": scratch, **environment},
                                 capture_output=True, text=True, check=False)
+    if result.returncode == NOT_FINITE:
+        raise ArithmeticError(f"{name}: {result.stderr.strip().splitlines()[-1]}")
     if result.returncode:
         log = "\n".join(result.stderr.strip().splitlines()[-12:])
         problem = "ran out of memory" if result.returncode == -signal.SIGKILL else f"failed:\n{log}"

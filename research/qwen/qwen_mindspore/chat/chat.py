@@ -5,8 +5,11 @@
 """
 import contextlib
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
+from types import NoneType
 
+from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.answers import Answers, prompt_of, room_of
 from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings
@@ -84,11 +87,13 @@ def chat_batch(model, tokenizer, queries, histories=None, system=DEFAULT_SYSTEM,
         (list[str], list[list[tuple[str, str]]]), the responses and the new histories.
 
     Raises:
-        ValueError: see `chat`, the number of the conversation in front (from 0); lists of different lengths.
+        ValueError: see `chat`, the number of the conversation in front (from 0); lists of different lengths; a text
+            where a list of them is expected.
     """
+    queries = _several("queries", queries, "of texts", "chat answers one")
     count = len(queries)
-    histories = [None] * count if histories is None else histories
-    systems = [system] * count if isinstance(system, str) else system
+    histories = [None] * count if histories is None else _several("histories", histories, "of histories")
+    systems = [system] * count if isinstance(system, str) else _several("system", system, "of texts, or one text")
     for name, found in (("histories", histories), ("system", systems)):
         if len(found) != count:
             raise ValueError(f"{name}: expected {count}, one for each query, found {len(found)}")
@@ -158,10 +163,22 @@ def chat_settings(config, settings=None, **generation):
     return settings
 
 
+def _several(name, values, what, instead=""):
+    """What is given for many conversations, as a list; ValueError for a text, which is no list of its letters, ..."""
+    # A set has no order; what a dict lists is its keys.
+    if isinstance(values, (str, bytes, bytearray, dict, set, frozenset)) or not isinstance(values, Iterable):
+        raise ValueError(f"{name}: expected a list {what}, found {shown(values)}{instead and f'; {instead}'}")
+    return list(values)
+
+
 def _prompt(config, tokenizer, settings, query, history, system):
     """The ids of a prompt that the model can hold with an answer."""
     if not isinstance(query, str):
         raise ValueError(f"query: expected a text, found {type(query).__name__}; chat_batch takes several")
+    if not isinstance(system, str):
+        raise ValueError(f"system: expected a text, found {shown(system)}")
+    if isinstance(history, (str, bytes, dict, set)) or not isinstance(history, (Iterable, NoneType)):
+        raise ValueError(f"history: expected (query, response) pairs, found {shown(history)}")
     messages = [] if settings.chat_format == "raw" else as_messages(history, system)
     ids = prompt_of([*messages, {"role": "user", "content": query}], settings, tokenizer, config)
     if len(ids) >= room_of(config):

@@ -2,7 +2,6 @@
 import ast
 import contextlib
 import difflib
-import json
 import re
 import time
 from dataclasses import fields, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_mindspore.chat.chat import stream_reply
-from qwen_mindspore.common.files import parse_json, read_text, replacing
+from qwen_mindspore.common.files import parse_json, read_text, replacing, to_json
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
@@ -28,7 +27,9 @@ COMMANDS = {}  # name -> (method's name, its arguments, what it does), each comm
 
 
 class Question(str):
-    """What is to be asked now."""
+    """What is to be asked now; or, `is_again`, once more in place of the last turn."""
+
+    is_again = False
 
 
 class Timing(NamedTuple):
@@ -100,12 +101,15 @@ class Session:
 
         Raises:
             ValueError: see `chat.chat.chat`; at once.
-            FloatingPointError, RuntimeError: see there; the turn is kept as if it had been closed.
+            FloatingPointError, RuntimeError: see there; the turn is kept as if it had been closed. Without any answer
+                the conversation stays as it was.
         """
-        return self._keep(str(query), stream_reply(self.model, self.tokenizer, str(query), self.history, self.system,
-                                                   self.settings, chat_format=self.settings.chat_format))
+        history = self.history[:-1] if getattr(query, "is_again", False) else self.history
+        replies = stream_reply(self.model, self.tokenizer, str(query), history, self.system, self.settings,
+                               chat_format=self.settings.chat_format)
+        return self._keep(str(query), history, replies)
 
-    def _keep(self, query, replies):
+    def _keep(self, query, history, replies):
         start, first, reply = time.perf_counter(), None, None
         try:
             with contextlib.closing(replies):
@@ -116,7 +120,7 @@ class Session:
                     yield reply
         finally:
             if reply is not None and (reply.text or reply.finish_reason):
-                self.history = [*self.history, (query, reply.text)]
+                self.history = [*history, (query, reply.text)]
 
     def stats(self):
         """str, the figures of the last answer."""
@@ -176,8 +180,9 @@ class Session:
         """answer the last question anew"""
         if not self.history:
             raise ValueError(":regenerate: the conversation has not begun")
-        *self.history, (query, _) = self.history
-        return Question(query)
+        question = Question(self.history[-1][0])
+        question.is_again = True
+        return question
 
     @command("system", arguments="[TEXT]")
     def do_system(self, text):
@@ -279,7 +284,7 @@ def save_conversation(path, system, history):
                              "as it is") from None
     messages = as_messages(history, system)
     with replacing(path, make_parents=False) as written:
-        written.write_text(json.dumps({"messages": messages}, ensure_ascii=False, indent=2), encoding="utf-8")
+        written.write_bytes(to_json({"messages": messages}))
 
 
 def load_conversation(path):

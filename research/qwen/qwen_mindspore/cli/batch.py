@@ -15,6 +15,7 @@ from qwen_mindspore.cli.options import (
     settle_model,
     utf8,
 )
+from qwen_mindspore.common.deferred_imports import import_mindformers
 
 
 def parse_args(argv=None):
@@ -62,10 +63,11 @@ def main(argv=None):
     args = parse_args(argv)
 
     def work(_):
+        settle_model(args)
+        import_mindformers()
         from qwen_mindspore.batch.journal import ANSWER, ERROR
         from qwen_mindspore.batch.run import generate
 
-        settle_model(args)
         counts = generate(args).counts
         return int(counts[ERROR] and not counts[ANSWER])
 

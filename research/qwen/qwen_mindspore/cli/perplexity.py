@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qwen_mindspore.cli.command import give_report, run_command
 from qwen_mindspore.cli.options import add_common_options, positive_int, positive_ints, settle_model
+from qwen_mindspore.common.deferred_imports import import_mindformers
 from qwen_mindspore.common.plots import output_problem
 
 
@@ -67,9 +68,10 @@ def main(argv=None):
     args = parse_args(argv)
 
     def work(answers):
+        settle_model(args)
+        import_mindformers()
         from qwen_mindspore.evaluate.perplexity import measure, plot, table
 
-        settle_model(args)
         give_report(measure(args), args, answers, table, plot)
 
     return run_command("perplexity", work, args.verbose)

@@ -4,15 +4,27 @@ Answer prompts with a Qwen of any size: `python run_qwen_7b.py --config Y --load
 Standard output carries the answers and nothing else; logs go to standard error.
 """
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from qwen_mindspore.cli.command import run_command
-from qwen_mindspore.cli.options import add_common_options, boolean, config_of, positive_int, settle_model
-from qwen_mindspore.common.progress import say
+from qwen_mindspore.cli.options import (
+    add_common_options,
+    add_generation_options,
+    boolean,
+    config_of,
+    generation_options,
+    positive_int,
+    settle_model,
+)
+from qwen_mindspore.common.progress import waiting
 from qwen_mindspore.common.text import argument_text
-from qwen_mindspore.generate.build import build_tokenizer, set_context
+from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
+from qwen_mindspore.generate.settings import POSITIVE, GenerationSettings, checked_setting, from_text
 from qwen_mindspore.text.files import read_lines
 
 NAME = "run_qwen_7b"
@@ -28,9 +40,9 @@ def parse_args(argv=None):
                         help="prompts, or @FILE for a file with one prompt a line; a prompt that begins with @ "
                              "is written with two of them")
     parser.add_argument("--predict_length", type=positive_int, metavar="N",
-                        help="the most tokens of a prompt and its answer together; default: the YAML's "
-                             "max_decode_length")
-    parser.add_argument("--max_new_tokens", type=positive_int, metavar="N", help="the most tokens of an answer")
+                        help="the most tokens of a prompt and its answer together; default: the max_new_tokens of the "
+                             "generation_config.json, else the YAML's max_decode_length")
+    add_generation_options(parser)
     parser.add_argument("--use_parallel", type=boolean, default=False, metavar="BOOL")
     args = parser.parse_args(argv)
     if args.use_parallel:
@@ -47,6 +59,8 @@ def read_prompts(arguments):
         ValueError: A prompt is empty or not UTF-8, or there is none.
         OSError: The file can't be read.
     """
+    if isinstance(arguments, (str, bytes)):
+        raise ValueError(f"--predict_data: expected a list of prompts, found {arguments!r}")
     prompts = []
     for argument in arguments:
         if argument.startswith("@") and not argument.startswith("@@"):
@@ -74,28 +88,26 @@ def _prompts_of(file):
 
 
 class Progress:
-    """A streamer for `generate` that counts tokens on standard error."""
+    """Counts tokens on standard error."""
 
     def __init__(self):
-        self.tokens = 0
+        self.tokens, self.first = 0, None
 
-    def put(self, ids):
-        """The prompts, the first time; then the new token of each sequence."""
-        if getattr(ids, "ndim", 0) == 2:
-            return
-        count = len(ids) if isinstance(ids, list) else 1
-        if self.tokens == 0:
-            # The first token's time is the prompt's, and that of compiling the graph.
-            self.start, self.first, self.shown = time.time(), count, time.time()
-        self.tokens += count
-        if time.time() - self.shown > 0.5:
+    def add(self, tokens):
+        """So many tokens there are now, of all answers."""
+        now = time.time()
+        if self.first is None:
+            # The first tokens' time is the prompts', and that of compiling the graph.
+            self.start, self.first, self.shown = now, tokens, now
+        self.tokens = tokens
+        if now - self.shown > 0.5:
             self._show()
 
-    def end(self):
-        """A batch is done."""
-        self._show()
-        print(file=sys.stderr)
-        self.tokens = 0
+    def close(self):
+        """There is no more to come."""
+        if self.first is not None:
+            self._show()
+            print(file=sys.stderr)
 
     def _show(self):
         self.shown = time.time()
@@ -105,35 +117,73 @@ class Progress:
 
 def predict(args):
     """
-    Answer every prompt of the command line through MindFormers' Trainer.
+    Answer every prompt of the command line, up to the YAML's `batch_size` of them at once.
 
     Returns:
         list[str], one for each prompt: the prompt with its continuation, or a chat model's reply.
+
+    Raises:
+        ValueError: A prompt that is empty or that the model can't hold, a setting out of range, a bad YAML.
+        FloatingPointError: The logits of a prompt are not finite.
     """
     prompts = read_prompts(args.predict_data)
-    say(NAME, "loading the model ...")
-    config = config_of(args)
-    from mindformers import Trainer
+    with waiting(NAME, "loading the model"):
+        config = config_of(args)
+        set_context(config)
+        tokenizer, model_config = build_tokenizer(config), config.model.model_config
+        model_config.batch_size = min(len(prompts), model_config.batch_size or 1)
+        settings = GenerationSettings.load(build_config(config), **generation_options(args))
+        model = build_model(config)
+    from qwen_mindspore.generate.answers import Answers
+    from qwen_mindspore.generate.engine import Engine
+    jobs = _jobs(args, prompts, settings, tokenizer, model.config)
+    answers, progress = Answers(Engine(model), tokenizer), Progress()
+    begun = [answers.add(ids, settings, number) for number, (ids, settings) in enumerate(jobs, 1)]
+    with contextlib.closing(progress):
+        while answers.has_work:
+            for answer in answers.step():
+                if answer.error:
+                    raise answer.error
+            progress.add(answers.tokens)
+    return [_text(ids, settings, answer.text, tokenizer) for (ids, settings), answer in zip(jobs, begun)]
 
-    import qwen_mindspore.generate.loop  # noqa: F401  registers the model with MindFormers
-    set_context(config)
-    tokenizer = build_tokenizer(config)
-    model_config = config.model.model_config
-    model_config.batch_size = _batch_size(len(prompts), model_config.batch_size or 1)
-    limits = {}
-    if args.max_new_tokens:
-        limits["max_new_tokens"] = args.max_new_tokens
-    else:
-        limits["max_length"] = args.predict_length or model_config.max_decode_length
-    Path(config.save_file).parent.mkdir(parents=True, exist_ok=True)
-    task = Trainer(args=config, task=args.task, tokenizer=tokenizer)
-    results = task.predict(input_data=prompts, batch_size=model_config.batch_size, streamer=Progress(), **limits)
-    return [answer for result in results for answer in result["text_generation_text"]]
+
+def _jobs(args, prompts, settings, tokenizer, config):
+    """[(ids of a prompt, its GenerationSettings)]; ValueError for a prompt that can't be answered."""
+    from qwen_mindspore.generate.answers import prompt_of, room_of
+    from qwen_mindspore.generate.sampling import check_prompt
+    from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
+    is_raw = settings.chat_format == "raw"
+    system = [] if is_raw else [{"role": "system", "content": getattr(tokenizer, "system", DEFAULT_SYSTEM)}]
+    jobs = []
+    for number, prompt in enumerate(prompts, 1):
+        ids = prompt_of([*system, {"role": "user", "content": prompt}], settings, tokenizer, config,
+                        parse_special=is_raw)
+        name = f"--predict_data: prompt {number}"
+        check_prompt(np.asarray(ids), config.vocab_size, room_of(config), name)
+        jobs.append((ids, _limited(args, settings.of_row(number), config, len(ids), name)))
+    return jobs
 
 
-def _batch_size(prompts, limit):
-    """The largest batch within the limit that divides the prompts evenly, as MindFormers' pipeline needs."""
-    return max(size for size in range(1, limit + 1) if prompts % size == 0)
+def _limited(args, settings, config, length, name):
+    """The settings with a length of the answer by that of prompt and answer together, where that is what is given."""
+    is_given = args.max_new_tokens or "max_new_tokens" in settings.of_file(config.checkpoint_name_or_path)
+    total = args.predict_length or (None if is_given else config.max_decode_length)
+    if args.max_new_tokens or not total:
+        return settings
+    total = checked_setting("max_decode_length", from_text("max_decode_length", total), POSITIVE)
+    if length >= total:
+        raise ValueError(f"{name} has {length} tokens, which max_length={total} (prompt and answer together: "
+                         "--predict_length, or max_decode_length of the YAML) leaves no answer for: raise it, or give "
+                         "--max_new_tokens")
+    return settings.override(max_new_tokens=total - length)
+
+
+def _text(ids, settings, answer, tokenizer):
+    """What is printed: a chat model's reply; of a base model the prompt goes before it."""
+    if settings.chat_format == "chatml":
+        return answer
+    return tokenizer.decode(ids, skip_special_tokens=True) + answer
 
 
 def main(argv=None):

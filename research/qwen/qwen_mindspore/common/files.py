@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from qwen_mindspore.common.folders import user_folder
+from qwen_mindspore.common.json_text import without_infinities
 
 __all__ = ["cache_folder", "check_disk", "check_encoding", "configs_folder", "decode_text", "parse_json", "read_json",
            "read_text", "replacing", "sha256", "split_lines", "state_folder", "sync_folder", "to_json", "write_json"]
@@ -114,8 +115,12 @@ def read_json(path):
 
 
 def to_json(content):
-    """The bytes of a JSON file."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    """The bytes of a JSON file; null stands for a NaN or an infinity, which JSON has not."""
+    content = without_infinities(content)
+    try:
+        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_json(path, content):

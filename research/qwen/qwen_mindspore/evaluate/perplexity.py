@@ -124,8 +124,16 @@ def measure_context(losses, ids, context, args, name):
                 check_finite(total, f"{name}, context {context}: token {token} of the text")
             bar.update(len(pieces) * predicted)
     loss = total / (len(starts) * predicted)
-    return {"context": context, "perplexity": math.exp(loss), "loss": loss, "predicted": len(starts) * predicted,
+    return {"context": context, "perplexity": _exp(loss), "loss": loss, "predicted": len(starts) * predicted,
             "seconds": time.time() - begin}
+
+
+def _exp(loss):
+    """A perplexity; infinite beyond what a float holds."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 class TokenLosses:
@@ -151,15 +159,17 @@ class TokenLosses:
             predicted (int): How many tokens at the end of each row are predicted, less than S.
 
         Returns:
-            np.ndarray, [B, predicted] float32.
+            np.ndarray, [B, predicted] float32; NaN or infinite where the logits are not finite.
         """
         table = None if self.layer_table is None else self.layer_table.address(refresh=True)
         hidden = self.hidden(*self._inputs(ids), table).asnumpy().reshape(*ids.shape, -1)
         hidden = hidden[:, -predicted - 1:-1].reshape(-1, hidden.shape[-1])
+        # A norm gives zeros where what it was given has overflowed, and the head then equal logits: no loss to trust.
+        lost = ~hidden.any(-1).reshape(len(ids), predicted)
         targets = ids[:, -predicted:].reshape(-1)
         found = [self.loss(_tensor(hidden[row:row + self.rows]), _tensor(targets[row:row + self.rows])).asnumpy()
                  for row in range(0, len(targets), self.rows)]
-        return np.concatenate(found).reshape(len(ids), predicted)
+        return np.where(lost, np.float32(np.nan), np.concatenate(found).reshape(len(ids), predicted))
 
     def _inputs(self, ids):
         batch, length = ids.shape

@@ -13,7 +13,7 @@ from qwen_mindspore.generate.engine import Request
 from qwen_mindspore.text.chatml import ROLES, get_stop_words_ids, write_prompt
 from qwen_mindspore.text.stream import TextStream
 
-__all__ = ["Answer", "Answers", "prompt_of", "room_of", "with_stop_words"]
+__all__ = ["Answer", "Answers", "prompt_of", "room_of", "text_of", "with_stop_words"]
 
 
 def room_of(config):
@@ -32,8 +32,9 @@ def prompt_of(messages, settings, tokenizer, config, parse_special=False):
     "raw" means a text that is continued. Control tokens that are typed in a text stay text, in "raw" as in ChatML.
 
     Args:
-        messages (list[dict]): {"role": "system" | "user" | "assistant", "content": str}; a system message may only be
-            the first, and is the usual one where there is none. In "raw" one user's message, which is the text.
+        messages (list[dict]): {"role": "system" | "user" | "assistant", "content": str, or its parts, see `text_of`};
+            a system message may only be the first, and is the usual one where there is none. In "raw" one user's
+            message, which is the text.
         settings (GenerationSettings): `chat_format`, `max_window_size` and `max_new_tokens`.
         tokenizer (QwenTokenizer): Gives the ids.
         config (QwenConfig): The model's.
@@ -45,7 +46,7 @@ def prompt_of(messages, settings, tokenizer, config, parse_special=False):
     Raises:
         ValueError: What is no such conversation; `parse_special` for ChatML.
     """
-    _check(messages)
+    messages = _checked(messages)
     if settings.chat_format == "raw":
         if len(messages) != 1 or messages[0]["role"] != "user":
             roles = ", ".join(message["role"] for message in messages)
@@ -58,16 +59,51 @@ def prompt_of(messages, settings, tokenizer, config, parse_special=False):
     return write_prompt(tokenizer, messages, settings.max_window_size, length)[1]
 
 
-def _check(messages):
-    if not isinstance(messages, list) or not messages:
+def text_of(content, name="content"):
+    """
+    The text of a message's content.
+
+    Args:
+        content (str | list[dict]): The text, or parts as OpenAI's API has them, {"type": "text", "text": str}, which
+            are joined as they are.
+        name (str): What it is called in the error.
+
+    Returns:
+        str.
+
+    Raises:
+        ValueError: Something else; an image, say, which this model can't read.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"{name}: expected text, found {shown(content)}")
+    texts = []
+    for number, part in enumerate(content, 1):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = f"one of type {shown(part.get('type'))}" if isinstance(part, dict) else shown(part)
+            raise ValueError(f'{name}: expected text, or parts {{"type": "text", "text": ...}}: this model reads text '
+                             f"alone; part {number} is {kind}")
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"{name}: expected text in part {number}, found {shown(part.get('text'))}")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _checked(messages):
+    """The messages with their contents as text; ValueError for what is no conversation."""
+    if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"messages: expected a list of {{role, content}}, found {shown(messages)}")
+    checked = []
     for number, message in enumerate(messages, 1):
         role = message.get("role") if isinstance(message, dict) else None
-        if role not in ROLES or not isinstance(message.get("content"), str):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(message.get("content"), (str, list, tuple)):
             raise ValueError(f"message {number}: expected a role of {', '.join(ROLES)} and text as content, found "
                              f"{shown(message)}")
         if role == "system" and number > 1:
             raise ValueError(f"message {number}: expected the system message to be the first")
+        checked.append({"role": role, "content": text_of(message["content"], f"message {number}: content")})
+    return checked
 
 
 def with_stop_words(settings, tokenizer):

@@ -29,7 +29,7 @@ import numpy as np
 from mindformers.tools.logger import logger
 
 from qwen_mindspore.generate.blocks import BlockPool, call_rows, piece_size
-from qwen_mindspore.generate.sampling import check_prompt, next_token, penalize
+from qwen_mindspore.generate.sampling import as_ids, check_logits, check_prompt, next_token, penalize
 from qwen_mindspore.generate.settings import GenerationSettings
 
 __all__ = ["Engine", "Output", "Request", "Stats"]
@@ -105,7 +105,7 @@ class _Sequence:
         self.unit = unit
         # Digests of the full units, each of all that stands up to its end. The keys depend on the NTK factor, too.
         self.chain = [b"%d" % factor]
-        self.uniform = np.random.RandomState(settings.seed).random_sample if settings.do_sample else None
+        self.uniform = np.random.RandomState(settings.seed).random_sample if settings.draws else None
 
     def digest(self, index, block_size):
         """What block `index` is known by: its unit, all of whose tokens are known, and its place there."""
@@ -116,11 +116,22 @@ class _Sequence:
         return self.chain[unit + 1], place
 
     def choose(self, logits):
-        """The next token by its logits [vocab_size], which are altered. FloatingPointError if they are not finite."""
-        settings = self.settings
-        if settings.repetition_penalty != 1.0:
-            penalize(logits, self.ids[:self.length], settings.repetition_penalty)
-        return next_token(logits, settings, self.uniform, f"request {self.id!r}")
+        """
+        The next token by its logits [vocab_size], which are altered.
+
+        Raises:
+            FloatingPointError: They are not finite.
+            ValueError: No token can be chosen by these settings.
+        """
+        settings, name = self.settings, f"request {self.id!r}"
+        place = f"token {self.length - self.prompt_length + 1} of the answer"
+        check_logits(logits, name, place)
+        try:
+            if settings.repetition_penalty != 1.0:
+                logits = penalize(logits, self.ids[:self.length], settings.repetition_penalty)
+            return next_token(logits, settings, self.uniform, name, place)
+        except (LookupError, TypeError) as error:  # of this request alone: others go on
+            raise ValueError(f"{name}: no token to choose at {place} by {settings}: {error}") from error
 
     def append(self, token):
         """Add a token; the Output that says so."""
@@ -198,9 +209,7 @@ class Engine:
             ValueError: An id that is in use, an empty prompt, one with ids outside the vocabulary, or one that leaves
                 no room for an answer.
         """
-        prompt = np.asarray(request.prompt)
-        if prompt.ndim != 1 or (prompt.size and prompt.dtype.kind not in "iu"):
-            raise ValueError(f"the prompt: expected a list of ids, found {str(request.prompt)[:80]}")
+        prompt = as_ids(request.prompt, "the prompt")
         capacity = min(self.config.seq_length, self.pool.count * self.block_size)
         check_prompt(prompt, self.config.vocab_size, capacity, "the prompt")
         limit = min(len(prompt) + request.settings.max_new_tokens, capacity)

@@ -2,12 +2,14 @@
 MindFormers' interface to generation (GenerationConfig, logits processors, streamers), with far less of the host's time
 a token, and with checks of prompts and settings.
 """
-import copy
 import time
 
 import numpy as np
-from mindformers.generation.generation_config import GenerationConfig
-from mindformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from mindformers.generation.logits_process import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+)
 from mindformers.generation.utils import GenerateOutput
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
@@ -15,10 +17,10 @@ from mindspore import Tensor
 
 import qwen_mindspore.text.chatml  # registered with the model, so that one import serves a whole YAML
 import qwen_mindspore.text.processor  # noqa: F401
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.generate.arguments import generation_arguments, prompts_of
 from qwen_mindspore.generate.blocks import call_rows, piece_size
-from qwen_mindspore.generate.sampling import check_prompt, next_token
-from qwen_mindspore.generate.settings import check_sampling
+from qwen_mindspore.generate.sampling import check_logits, check_prompt, next_token, penalize
+from qwen_mindspore.generate.settings import checked_setting
 from qwen_mindspore.model.causal_lm import CausalLM
 
 __all__ = ["QwenForCausalLM"]
@@ -40,7 +42,8 @@ class QwenForCausalLM(CausalLM):
 
         Args:
             input_ids: One list of ids, or a batch; prompts of a batch may differ in length. Padding on the right
-                (`pad_token_id`) is no part of a prompt.
+                (`pad_token_id`) of an array's rows, or of several lists of one length, is no part of a prompt, see
+                `arguments.prompts_of`.
             generation_config (GenerationConfig): Default: by the model's config.
             logits_processor (LogitsProcessorList): In addition to those that the settings ask for.
             streamer: Its `put` gets the prompts, then each step's id (a list of ids for a batch); then `end()`.
@@ -48,7 +51,10 @@ class QwenForCausalLM(CausalLM):
             attention_mask: [B, S] of 0 and 1, where the ids of a padded batch are the prompt's; padding on the left
                 needs it.
             kwargs: Settings that differ from generation_config's: max_length, max_new_tokens, do_sample, top_k, top_p,
-                temperature, repetition_penalty, eos_token_id, pad_token_id, return_dict_in_generate, ...
+                temperature (0: the likeliest token is taken), repetition_penalty, eos_token_id (an id, a list; None or
+                -1: none), pad_token_id, return_dict_in_generate, ...; `stop_words_ids`, sequences of ids that end an
+                answer as an eos_token_id does, and stay its end; with do_sample `num_return_sequences`, so many answers
+                to each prompt, one behind the other.
 
         Returns:
             A list of int32 arrays, prompt and continuation of each sequence; with `return_dict_in_generate` a
@@ -56,13 +62,14 @@ class QwenForCausalLM(CausalLM):
 
         Raises:
             ValueError: A prompt that is empty or no list of ids, an id outside the vocabulary, a prompt that leaves no
-                room for an answer, a batch that the key/value cache can't hold, a setting out of range.
+                room for an answer, a batch that the key/value cache can't hold, a setting out of range or unknown.
             FloatingPointError: The logits of a sequence are not finite.
         """
-        settings = copy.deepcopy(generation_config or GenerationConfig.from_model_config(self.config))
-        settings.update(**kwargs)
-        check_sampling(settings)
-        prompts = _prompts(input_ids, attention_mask, settings.pad_token_id)
+        settings, stop_words, sequences = generation_arguments(self.config, generation_config, kwargs)
+        seed = checked_setting("seed", seed)
+        ends = {*settings.eos_token_id, *checked_setting("eos_token_id", self.config.eos_token_id)}
+        prompts = [prompt for prompt in prompts_of(input_ids, attention_mask, settings.pad_token_id, ends)
+                   for _ in range(sequences)]
         limits = [self._limit(row, prompt, settings) for row, prompt in enumerate(prompts)]
         if self.use_past:
             self._check_cache(limits)
@@ -73,7 +80,8 @@ class QwenForCausalLM(CausalLM):
         self.set_train(False)
         start = time.time()
         try:
-            out = self._continue(prompts, limits, settings, processors, streamer, uniform)
+            out = self._continue(Batch(prompts, limits, self.config, [*stop_words, *zip(settings.eos_token_id)]),
+                                 settings, processors, streamer, uniform)
         finally:
             if was_training:
                 self.set_train(True)
@@ -81,12 +89,11 @@ class QwenForCausalLM(CausalLM):
         logger.info("%d tokens generated, %.1f tokens/s", generated, generated / (time.time() - start))
         return out if settings.return_dict_in_generate else out.sequences
 
-    def _continue(self, prompts, limits, settings, processors, streamer, uniform):
+    def _continue(self, batch, settings, processors, streamer, uniform):
         """The loop: a step computes the logits of every sequence's last token, and chooses the next."""
-        batch = Batch(prompts, limits, self.config)
         logits_of_steps, scores_of_steps = (), ()
         if streamer is not None:
-            streamer.put(batch.ids[:, :max(map(len, prompts))])
+            streamer.put(batch.ids[:, :batch.lengths.max()])
         self.cache_owner = batch
         logits = self._logits_of(batch, is_prompt=True)
         while True:
@@ -95,7 +102,7 @@ class QwenForCausalLM(CausalLM):
             tokens = self._choose(batch, logits, settings, processors, uniform)
             if settings.return_dict_in_generate and settings.output_scores:
                 scores_of_steps += (logits,)
-            batch.append(tokens, settings.eos_token_id)
+            batch.append(tokens)
             if streamer is not None:
                 streamer.put(tokens if len(tokens) > 1 else tokens[0])
             if batch.finished.all():
@@ -108,14 +115,21 @@ class QwenForCausalLM(CausalLM):
 
     def _choose(self, batch, logits, settings, processors, uniform):
         """The next token of each sequence; `logits` [B, vocab_size] become the scores that chose it."""
-        tokens = []
+        tokens, draws = [], settings.do_sample and settings.temperature not in (None, 0.0, 1.0)
         for row, is_finished in enumerate(batch.finished):
             if is_finished:
                 tokens.append(int(batch.ids[row, batch.lengths[row] - 1]))
                 continue
+            name = f"prompt {row}"
+            place = f"token {batch.lengths[row] - batch.prompt_lengths[row] + 1} of the answer"
+            check_logits(logits[row], name, place)
+            scores = logits[row]
             for processor in processors:
-                logits[row] = _process(processor, batch.ids[row:row + 1, :batch.lengths[row]], logits[row:row + 1])
-            tokens.append(next_token(logits[row], settings, uniform, f"prompt {row}"))
+                scores = _process(processor, batch.ids[row, :batch.lengths[row]], scores)
+            tokens.append(next_token(scores, settings, uniform, name, place))
+            if settings.output_scores:
+                with np.errstate(over="ignore"):
+                    logits[row] = scores / settings.temperature if draws else scores
         return tokens
 
     def _logits_of(self, batch, is_prompt):
@@ -178,13 +192,15 @@ class Batch:
     The sequences of one `generate`, and where the cache holds them.
 
     Attributes:
+        ends (list[tuple[int]]): Ids that end an answer.
         ids (np.ndarray): [B, longest limit] int32; what is not there yet repeats the sequence's first id.
         lengths, prompt_lengths (np.ndarray): [B] int32.
         finished (np.ndarray): [B] bool.
         block_tables (np.ndarray): [B, blocks of seq_length] int32, -1 beyond a sequence's limit.
     """
 
-    def __init__(self, prompts, limits, config):
+    def __init__(self, prompts, limits, config, ends):
+        self.ends = list(map(tuple, ends))
         self.limits = np.array(limits)
         self.prompt_lengths = np.array([len(prompt) for prompt in prompts], np.int32)
         self.lengths = self.prompt_lengths.copy()
@@ -200,41 +216,20 @@ class Batch:
             self.block_tables[row, :blocks] = np.arange(first, first + blocks)
             first += blocks
 
-    def append(self, tokens, eos):
-        """Add a token to each unfinished sequence, and finish those that end with it."""
+    def append(self, tokens):
+        """Add a token to each unfinished sequence, and finish those whose answer ends with one of the `ends`."""
         for row in np.flatnonzero(~self.finished):
             self.ids[row, self.lengths[row]] = tokens[row]
             self.lengths[row] += 1
-            self.finished[row] = tokens[row] in eos or self.lengths[row] == self.limits[row]
+            answer = self.ids[row, self.prompt_lengths[row]:self.lengths[row]]
+            self.finished[row] = self.lengths[row] == self.limits[row] or any(
+                end[-1] == tokens[row] and tuple(answer[-len(end):]) == end for end in self.ends)
 
 
 def _process(processor, ids, logits):
-    """A logits processor's answer to ids [1, S] and logits [1, vocab_size], in numpy where it can."""
+    """A logits processor's answer to ids [S] and logits [vocab_size], in numpy where it can."""
+    if type(processor) is RepetitionPenaltyLogitsProcessor:
+        return penalize(logits, ids, processor.penalty)
     if type(processor).process_np is not LogitsProcessor.process_np:
-        return processor.process_np(logits, ids)
-    return processor(Tensor(ids), Tensor(logits)).asnumpy()
-
-
-def _ids(prompt, number):
-    """A prompt as an int64 array; ValueError for what is no list of ids."""
-    if isinstance(prompt, Tensor):
-        prompt = prompt.asnumpy()
-    ids = np.asarray(prompt)
-    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise ValueError(f"prompt {number}: expected a list of ids, found {shown(prompt)}")
-    return ids.astype(np.int64)
-
-
-def _prompts(input_ids, attention_mask, pad):
-    """The prompts as int64 arrays, without padding."""
-    if isinstance(input_ids, Tensor):
-        input_ids = input_ids.asnumpy()
-    if len(input_ids) == 0 or np.ndim(input_ids[0]) == 0:
-        input_ids = [input_ids]
-    rows = [_ids(row, number) for number, row in enumerate(input_ids)]
-    if attention_mask is None:
-        return [row[:int(np.max(np.argwhere(row != pad), initial=-1)) + 1] for row in rows]
-    mask = np.atleast_2d(np.asarray(attention_mask)).astype(bool)
-    if mask.shape != np.shape(input_ids):
-        raise ValueError(f"attention_mask: expected the shape of input_ids {np.shape(input_ids)}, found {mask.shape}")
-    return [row[seen] for row, seen in zip(rows, mask)]
+        return processor.process_np(logits[None], ids[None])[0]
+    return processor(Tensor(ids[None]), Tensor(logits[None])).asnumpy()[0]

@@ -1,78 +1,199 @@
-"""How an answer is generated: the settings, where they are read from, and what values they may have."""
-import contextlib
+"""
+How an answer is generated: the settings, where they are read from, and what values they may have.
+
+The table `ALLOWED` is where every command, file, row and call finds out what a setting may be. A number that is whole,
+as 2.0, counts as a whole number, and numpy's numbers as Python's; True and False count as neither. Where all there is
+is text, as in a CSV, or where text stands for a value, as in many a JSON or YAML, `from_text` gives the value.
+"""
+import difflib
+import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from qwen_mindspore.common.files import decode_text, parse_json
 from qwen_mindspore.common.kinds import CHAT_FORMAT
+from qwen_mindspore.common.text import shown
 
-__all__ = ["GenerationSettings", "check_sampling"]
+__all__ = ["ALLOWED", "BOOLEAN", "NOT_NEGATIVE", "POSITIVE", "SAMPLING", "GenerationSettings", "checked_setting",
+           "from_text", "nearest"]
 
 FROM_CONFIG = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "chat_format", "eos_token_id")
 NO_TOKEN = -1  # an eos_token_id that says that there is none
 
 
-def _is_number(value):
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+class Setting(NamedTuple):
+    """What a setting may be."""
+
+    words: str  # what it may be
+    read: Callable  # value -> the value as settings hold it; ValueError or TypeError for another
+    advice: Callable = lambda value: ""  # value that is refused -> what to write instead
+    is_text: bool = False  # what stands in a file as text is the value
 
 
-def _is_whole(value):
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def _require(holds):
+    if not holds:
+        raise ValueError
 
 
-def _is_words(value, is_word):
-    return isinstance(value, tuple) and all(word and is_word(word) for word in value)
+def _real(value):
+    _require(isinstance(value, (Real, Decimal)) and not isinstance(value, (bool, np.bool_)))
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ValueError from None
+    _require(math.isfinite(value))
+    return value
 
 
-def _is_ids(value):
-    return isinstance(value, tuple) and all(_is_whole(token) and token >= 0 for token in value)
+def _whole(value):
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    number = _real(value)
+    _require(number.is_integer())
+    return int(number)
 
 
-# name -> (what it may be, in words; whether a value is that)
+def _above_0(value):
+    number = _real(value)
+    _require(number > 0)
+    return number
+
+
+def _temperature(value):
+    number = _real(value)
+    _require(number >= 0)
+    return number
+
+
+def _share(value):
+    number = _real(value)
+    _require(0 < number <= 1)
+    return number
+
+
+def _from(least):
+    def read(value):
+        number = _whole(value)
+        _require(number >= least)
+        return number
+    return read
+
+
+def _seed(value):
+    if value is None:
+        return None
+    number = _whole(value)
+    _require(0 <= number < 2 ** 32)
+    return number
+
+
+def _boolean(value):
+    _require(isinstance(value, (bool, np.bool_)))
+    return bool(value)
+
+
+def _list(value, read):
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    _require(isinstance(value, (list, tuple)))
+    return tuple(map(read, value))
+
+
+def _word(value):
+    _require(isinstance(value, str) and value)
+    return value
+
+
+def _ids(value):
+    ids = _list(value, _from(0))
+    _require(ids)
+    return ids
+
+
+def _ends(value):
+    """Ids that end a sequence, without the one that says that there is none."""
+    if value is None:
+        return ()
+    ids = _list(value if isinstance(value, (list, tuple, np.ndarray)) else [value], _from(NO_TOKEN))
+    return tuple(token for token in ids if token != NO_TOKEN)
+
+
+def _to_switch_off(off):
+    def advice(value):
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        return f": write {off} to switch it off" if is_number and value <= 0 else ""
+    return advice
+
+
+POSITIVE = Setting("a whole number from 1", _from(1))
+NOT_NEGATIVE = Setting("a whole number from 0", _from(0))
+BOOLEAN = Setting("True or False", _boolean)
 SAMPLING = {
-    "temperature": ("a number above 0", lambda x: _is_number(x) and x > 0),
-    "top_k": ("a whole number from 0, which is off", lambda x: _is_whole(x) and x >= 0),
-    "top_p": ("a number above 0 and up to 1, which is off", lambda x: _is_number(x) and 0 < x <= 1),
-    "repetition_penalty": ("a number above 0", lambda x: _is_number(x) and x > 0),
+    # 0 is as good, see GenerationSettings.
+    "temperature": Setting("a number above 0", _temperature,
+                           lambda value: ", and 0 takes the likeliest token" if _is_negative(value) else ""),
+    "top_k": Setting("a whole number from 0, which is off", _from(0), _to_switch_off(0)),
+    "top_p": Setting("a number above 0 and up to 1, which is off", _share, _to_switch_off(1)),
+    "repetition_penalty": Setting("a number above 0", _above_0, _to_switch_off(1)),
 }
 ALLOWED = {
     **SAMPLING,
-    "max_new_tokens": ("a whole number from 1", lambda x: _is_whole(x) and x >= 1),
-    "do_sample": ("True or False", lambda x: isinstance(x, bool)),
-    "stop_words_ids": ("a list of lists of ids, none empty", lambda x: _is_words(x, _is_ids)),
-    "stop_words": ("a list of strings, none empty", lambda x: _is_words(x, lambda word: isinstance(word, str))),
-    "seed": ("a whole number from 0 to 2**32 - 1", lambda x: x is None or (_is_whole(x) and 0 <= x < 2 ** 32)),
-    "chat_format": ("'raw' or 'chatml'", lambda x: x in ("raw", "chatml")),
-    "max_window_size": ("a whole number from 1", lambda x: _is_whole(x) and x >= 1),
-    "eos_token_id": ("an id or a list of ids", lambda x: all(map(_is_whole, x if isinstance(x, tuple) else [x]))),
+    "max_new_tokens": POSITIVE,
+    "do_sample": BOOLEAN,
+    "stop_words_ids": Setting("a list of lists of ids, none empty", lambda value: _list(value, _ids)),
+    "stop_words": Setting("a list of strings, none empty", lambda value: _list(value, _word), is_text=True),
+    "seed": Setting("a whole number from 0 to 2**32 - 1", _seed),
+    "chat_format": Setting("'raw' or 'chatml'", CHAT_FORMAT.read, is_text=True),
+    "max_window_size": POSITIVE,
+    "eos_token_id": Setting(f"an id or a list of ids ({NO_TOKEN}: none)", _ends),
 }
 
 
-def check_sampling(settings):
+def _is_negative(value):
+    return isinstance(value, Real) and value < 0
+
+
+def checked_setting(name, value, setting=None):
     """
+    A value as settings hold it: a Python number, lists as tuples.
+
+    Args:
+        name (str): The setting.
+        value: What is given.
+        setting (Setting): What it may be. Default: what `ALLOWED` says.
+
     Raises:
-        ValueError: A sampling setting of GenerationSettings, or of MindFormers' GenerationConfig, where None is off, is
-            out of its range.
+        ValueError: The setting can't have it; the message names the setting, what it may be, and the value.
     """
-    for name in SAMPLING:
-        value = getattr(settings, name)
-        if value is not None:
-            _checked(name, value)
+    setting = setting or ALLOWED[name]
+    try:
+        return setting.read(value)
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{name}: expected {setting.words}, found {shown(value)}{setting.advice(value)}") from None
 
 
-def _checked(name, value):
-    """The value as settings hold it, lists as tuples; ValueError for one that the setting can't have."""
-    if isinstance(value, (list, tuple)):
-        value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-    if name == "chat_format":
-        with contextlib.suppress(ValueError, KeyError):
-            value = CHAT_FORMAT.read(value)
-    words, is_valid = ALLOWED[name]
-    if not is_valid(value):
-        raise ValueError(f"{name}: expected {words}, found {value!r}")
-    return value
+def from_text(name, value):
+    """The value that is meant where a setting stands as text: "0.8", "True", "[3, 4]"; any other value as it is."""
+    if not isinstance(value, str) or (name in ALLOWED and ALLOWED[name].is_text):
+        return value
+    text = value.strip()
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except (ValueError, RecursionError):
+        return value  # which is refused by name
+
+
+def nearest(name, names):
+    """" (did you mean NAME?)" for a name that is close to one of those that there are, else ""."""
+    found = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 @dataclass(frozen=True)
@@ -80,10 +201,12 @@ class GenerationSettings:
     """
     How to generate one answer.
 
+    A temperature of 0 means what it does everywhere: the likeliest token is taken, whatever `do_sample` says.
+
     Args:
         max_new_tokens (int): The most tokens of the answer.
         do_sample (bool): Draw each token; otherwise the likeliest one is taken.
-        temperature (float): Logits are divided by it before drawing.
+        temperature (float): Logits are divided by it before drawing; 0: the likeliest token is taken.
         top_k (int): Draw from so many likeliest tokens; 0 is off.
         top_p (float): Draw from the fewest likeliest tokens that hold so much of the probability; 1 is off.
         repetition_penalty (float): Logits of tokens that are in the prompt or the answer are divided by it, or, below
@@ -112,7 +235,22 @@ class GenerationSettings:
 
     def __post_init__(self):
         for field in fields(self):
-            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name)))
+            object.__setattr__(self, field.name, checked_setting(field.name, getattr(self, field.name)))
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.do_sample and self.temperature > 0
+
+    def of_row(self, number) -> "GenerationSettings":
+        """
+        The settings of one of many answers that are drawn with the same seed: with a seed of its own, made of theirs
+        and its number, so that it does not depend on what else is answered when.
+        """
+        if not self.draws:
+            return self
+        seeds = np.random.SeedSequence([self.seed or 0, number])
+        return self.override(seed=int(seeds.generate_state(1)[0]))
 
     def override(self, **changes) -> "GenerationSettings":
         """
@@ -124,7 +262,7 @@ class GenerationSettings:
         names = [field.name for field in fields(self)]
         for name in changes:
             if name not in names:
-                raise ValueError(f"{name}: no such setting, expected one of {', '.join(names)}")
+                raise ValueError(f"{name}: no such setting, expected one of {', '.join(names)}{nearest(name, names)}")
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     @classmethod
@@ -148,17 +286,29 @@ class GenerationSettings:
 
         Source: https://huggingface.co/Qwen/Qwen-7B-Chat/blob/main/generation_config.json
         """
-        values = {name: getattr(config, name, None) for name in FROM_CONFIG}
-        values["max_new_tokens"] = getattr(config, "max_decode_length", None)
-        file = _generation_config(checkpoint or getattr(config, "checkpoint_name_or_path", None))
-        if file is not None:
-            values |= _read(file)
+        values = {name: from_text(name, getattr(config, name, None)) for name in FROM_CONFIG}
+        length = getattr(config, "max_decode_length", None)
+        if length is not None:
+            values["max_new_tokens"] = checked_setting("max_decode_length", from_text("max_decode_length", length),
+                                                       POSITIVE)
+        values |= cls.of_file(checkpoint or getattr(config, "checkpoint_name_or_path", None))
         values |= {name: value for name, value in overrides.items() if value is not None}
-        eos = values.pop("eos_token_id", None)
+        ends = checked_setting("eos_token_id", values.pop("eos_token_id", None))
         settings = cls().override(**values)
-        ends = () if eos is None else _checked("eos_token_id", eos if isinstance(eos, (list, tuple)) else [eos])
-        words = dict.fromkeys([*settings.stop_words_ids, *((token,) for token in ends if token != NO_TOKEN)])
+        words = dict.fromkeys([*settings.stop_words_ids, *((token,) for token in ends)])
         return replace(settings, stop_words_ids=tuple(words))
+
+    @staticmethod
+    def of_file(checkpoint) -> dict:
+        """
+        What the `generation_config.json` beside a checkpoint says: {setting or "eos_token_id": value}. Numbers and
+        booleans may stand in quotes.
+
+        Raises:
+            ValueError: Not JSON, or a value that a setting can't have; the message names the file.
+        """
+        file = _generation_config(checkpoint)
+        return {} if file is None else _read(file)
 
 
 def _generation_config(checkpoint):
@@ -176,6 +326,7 @@ def _read(path):
         content = parse_json(decode_text(path.read_bytes()))
         if type(content) is not dict:
             raise ValueError(f"expected an object of settings, found {type(content).__name__}")
-        return {name: _checked(name, content[name]) for name in ALLOWED if content.get(name) is not None}
+        return {name: checked_setting(name, from_text(name, content[name])) for name in ALLOWED
+                if content.get(name) is not None}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,122 @@
+"""JSON in which numbers keep their text, and which is JSON whatever is written: JSON has no NaN and no infinity."""
+import json
+import math
+import re
+import secrets
+from decimal import Decimal
+
+__all__ = ["DEEPEST", "Number", "check_depth", "dump_json", "exact", "parse_json", "without_infinities"]
+
+DEEPEST = 100  # lists and objects within each other
+LONGEST_INT = 4000  # digits that Python makes a number of, with some to spare
+MARK = f"\u0001number {secrets.token_hex(8)} "  # what no text says
+MARKED = re.compile(f'"{json.dumps(MARK)[1:-1]}([^"]*)"'.replace("\\", "\\\\"))
+LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+
+
+class Number(float):
+    """A number that is written as it was read, digit by digit; as a float it may be rounded, or infinite."""
+
+    def __new__(cls, text):
+        number = super().__new__(cls, text)
+        number.text = str(text)
+        return number
+
+    def __repr__(self):
+        return self.text
+
+
+def parse_json(text, deepest=DEEPEST):
+    """
+    What `json.loads` gives, but for numbers that Python can't hold as they stand: those are `Number`s.
+
+    Args:
+        text (str | bytes): JSON.
+        deepest (int): How deep lists and objects may be nested.
+
+    Raises:
+        ValueError: Not JSON, as NaN and Infinity aren't; or nested deeper than a reader may be asked to go.
+    """
+    try:
+        content = json.loads(text, parse_float=_float, parse_int=_int, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError(_too_deep(deepest)) from None
+    check_depth(content, deepest)
+    return content
+
+
+def exact(content):
+    """The same content with `Number`s where it has Decimals, as ijson and Parquet give them; others as floats."""
+    if isinstance(content, Decimal):
+        return _float(str(content)) if content.is_finite() else None
+    if isinstance(content, dict):
+        return {name: exact(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [exact(value) for value in content]
+    return content
+
+
+def check_depth(content, deepest=DEEPEST):
+    """ValueError where lists and objects are nested too deep."""
+    level, depth = [content], 0
+    while level:
+        level = [item for part in level if isinstance(part, (dict, list))
+                 for item in (part.values() if isinstance(part, dict) else part)]
+        depth += 1
+        if depth > deepest + 1:
+            raise ValueError(_too_deep(deepest))
+
+
+def dump_json(content):
+    """
+    An object as one line of JSON, without the end of the line: UTF-8, and ASCII where that can't hold its text. What
+    some readers take for the end of a line is escaped, too. Numbers that are infinite or none become null; what JSON
+    has no type for becomes text.
+    """
+    content = _written(content)
+    try:
+        line = json.dumps(content, ensure_ascii=False, default=str, allow_nan=False).translate(LINE_ENDS)
+        return MARKED.sub(r"\1", line).encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair
+        return MARKED.sub(r"\1", json.dumps(content, default=str, allow_nan=False)).encode("ascii")
+
+
+def without_infinities(content):
+    """The same content with None where it has a NaN or an infinity, which JSON has not."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    if isinstance(content, dict):
+        return {name: without_infinities(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [without_infinities(value) for value in content]
+    return content
+
+
+def _written(content):
+    """What `json.dumps` writes rightly but for marks around the text of numbers."""
+    if isinstance(content, (Number, Decimal)):
+        return f"{MARK}{content!s}" if math.isfinite(content) or isinstance(content, Number) else None
+    if isinstance(content, float):  # numpy's among them
+        return float(content) if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {name if isinstance(name, str) else str(name): _written(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_written(value) for value in content]
+    return content
+
+
+def _float(text):
+    number = float(text)
+    return number if repr(number) == text else Number(text)
+
+
+def _int(text):
+    return int(text) if len(text) < LONGEST_INT and text != "-0" else Number(text)
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _too_deep(deepest):
+    return f"lists and objects are nested deeper than {deepest}"

@@ -1,0 +1,174 @@
+"""The arguments of `generate`: what MindFormers, transformers and the original Qwen know, taken, or refused by name."""
+import copy
+from numbers import Real
+from typing import NamedTuple
+
+import numpy as np
+from mindformers.generation.generation_config import GenerationConfig
+
+from qwen_mindspore.common.text import shown
+from qwen_mindspore.generate.sampling import as_ids
+from qwen_mindspore.generate.settings import (
+    ALLOWED,
+    BOOLEAN,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SAMPLING,
+    checked_setting,
+    from_text,
+    nearest,
+)
+
+__all__ = ["Arguments", "generation_arguments", "prompts_of"]
+
+# What `generate` looks at.
+KNOWN = {
+    **SAMPLING, **{name: ALLOWED[name] for name in ("do_sample", "max_new_tokens", "eos_token_id", "stop_words_ids")},
+    "max_length": POSITIVE, "min_length": NOT_NEGATIVE, "min_new_tokens": NOT_NEGATIVE, "pad_token_id": NOT_NEGATIVE,
+    "num_return_sequences": POSITIVE,
+    **dict.fromkeys(("renormalize_logits", "return_dict_in_generate", "output_scores", "output_logits"), BOOLEAN),
+}
+DEFAULT_LENGTH = 20  # of prompt and answer, as MindFormers has it
+SWITCHED_OFF = (*SAMPLING, "eos_token_id", "pad_token_id")  # by None; to others None means: not given
+# What others look at, with the values by which nothing is asked for: any that is not among them is refused.
+NEUTRAL = {
+    "num_beams": (1,), "num_beam_groups": (1,), "encoder_repetition_penalty": (1,), "parallel_decoding": (False,),
+    "typical_p": (1,), "min_p": (0,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_a": (0,),
+    "penalty_alpha": (0,), "diversity_penalty": (0,), "length_penalty": (0, 1), "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,), "presence_penalty": (0,), "frequency_penalty": (0,),
+    "early_stopping": (False,), "constraints": ([],), "bad_words_ids": ([],), "force_words_ids": ([],),
+    "suppress_tokens": ([],), "begin_suppress_tokens": ([],), "forced_bos_token_id": (), "forced_eos_token_id": (),
+    "sequence_bias": ({},),
+    "stop_strings": ([],), "stopping_criteria": ([],), "prefix_allowed_tokens_fn": (), "assistant_model": (),
+    "prompt_lookup_num_tokens": (0,), "guidance_scale": (1,), "max_time": (), "output_attentions": (False,),
+    "output_hidden_states": (False,), "inputs_embeds": (), "num_assistant_tokens": (),
+}
+# What no answer depends on: any value does.
+IGNORED = {"use_past", "use_cache", "bos_token_id", "decoder_start_token_id", "window_size", "level", "guess_set_size",
+           "remove_invalid_values", "synced_gpus", "low_memory", "return_legacy_result", "cache_implementation",
+           "tokenizer", "trust_remote_code", "transformers_version", "chat_format", "max_window_size",
+           "dynamic_padding_size", "sampler_backend"}
+
+
+class Arguments(NamedTuple):
+    """What a call of `generate` asks for."""
+
+    settings: GenerationConfig  # with `eos_token_id` as a list, flags as booleans, lengths as whole numbers
+    stop_words_ids: tuple  # of tuples of ids
+    sequences: int  # answers to each prompt
+
+
+def generation_arguments(config, generation_config, arguments):
+    """
+    The settings of a call of `generate`.
+
+    Args:
+        config (QwenConfig): The model's, by which the settings are where no `generation_config` is given.
+        generation_config (GenerationConfig | None): As the call has it; stays as it is.
+        arguments (dict): What the call gives besides. None: as the generation_config says, but for what None switches
+            off: temperature, top_k, top_p, repetition_penalty, eos_token_id and pad_token_id.
+
+    Returns:
+        Arguments.
+
+    Raises:
+        ValueError: An argument or an attribute of the generation_config that there is not, the message says the near
+            spelling; a value that can't be, or that asks for what there is not.
+    """
+    if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+        raise ValueError("generation_config: expected a GenerationConfig of MindFormers, found "
+                         f"{type(generation_config).__name__}; give its values as arguments")
+    settings = copy.deepcopy(generation_config or GenerationConfig.from_model_config(config))
+    values = {name: value for name, value in vars(settings).items() if not name.startswith("_")}
+    for name, value in (*values.items(), *arguments.items()):
+        _check_known(name, value)
+    values |= {name: value for name, value in arguments.items() if value is not None or name in SWITCHED_OFF}
+    for name, known in KNOWN.items():
+        value = values.get(name)
+        if value is not None:
+            value = checked_setting(name, from_text(name, value), known)
+        setattr(settings, name, bool(value) if known is BOOLEAN else value)
+    settings.max_length = settings.max_length or DEFAULT_LENGTH
+    settings.eos_token_id = list(settings.eos_token_id or ())
+    sequences = settings.num_return_sequences or 1
+    if sequences > 1 and not (settings.do_sample and settings.temperature != 0):
+        raise ValueError(f"num_return_sequences: {sequences} answers to a prompt would all be the same without "
+                         "do_sample: set do_sample to True, and a temperature above 0")
+    return Arguments(settings, settings.stop_words_ids or (), sequences)
+
+
+def _check_known(name, value):
+    """ValueError for an argument that there is not, or that asks for what there is not."""
+    if name in IGNORED or name in KNOWN:
+        return
+    if name not in NEUTRAL:
+        known = [*KNOWN, "seed", "attention_mask", "streamer", "logits_processor", "generation_config"]
+        raise ValueError(f"{name}: generate has no such argument{nearest(name, known)}")
+    is_neutral = value is None or any(_equal(value, neutral) for neutral in NEUTRAL[name])
+    if not is_neutral:
+        instead = ": give the ids as stop_words_ids" if name in ("stop_strings", "stopping_criteria") else ""
+        raise ValueError(f"{name}: not implemented, expected {' or '.join(map(str, (*NEUTRAL[name], None)))}, found "
+                         f"{shown(value)}{instead}")
+
+
+def _equal(value, neutral):
+    if isinstance(neutral, (list, dict)):
+        return isinstance(value, (list, tuple, dict)) and not value
+    if isinstance(neutral, bool):
+        return isinstance(value, (bool, np.bool_)) and value == neutral
+    return isinstance(value, Real) and not isinstance(value, bool) and value == neutral
+
+
+def prompts_of(input_ids, attention_mask, pad, ends):
+    """
+    The prompts of a call as int64 arrays, without padding.
+
+    Lists carry none where there is one, or where they differ in length. Lists of the same length, and the rows of an
+    array, may have padding on the right. Where padding is also the end of a text, as with the released Qwens, a list
+    keeps what all of them end with: they were padded to the longest of them, if at all. A row of an array, or of such
+    lists, that is nothing but padding keeps one of it.
+
+    Args:
+        input_ids: One list of ids, or a batch; or an array or a Tensor of them.
+        attention_mask: [B, S] of 0 and 1, where the ids are the prompt's; nothing else is looked at then.
+        pad (int | None): The id of padding.
+        ends (Container[int]): Ids that end a text.
+
+    Raises:
+        ValueError: What is no list of ids.
+    """
+    is_array = hasattr(input_ids, "shape")
+    if not is_array and not isinstance(input_ids, (list, tuple)):
+        advice = ": give its input_ids" if hasattr(input_ids, "keys") else ""
+        raise ValueError(f"input_ids: expected a list of ids or lists of them, found {shown(input_ids)}{advice}")
+    if is_array:
+        input_ids = input_ids.asnumpy() if hasattr(input_ids, "asnumpy") else np.asarray(input_ids)
+        if input_ids.ndim == 0:
+            raise ValueError(f"input_ids: expected a list of ids or lists of them, found {shown(input_ids)}")
+    if len(input_ids) == 0 or np.ndim(input_ids[0]) == 0:
+        input_ids = [input_ids]
+    rows = [as_ids(row, f"prompt {number}") for number, row in enumerate(input_ids)]
+    if attention_mask is not None:
+        return _masked(rows, attention_mask)
+    is_padded = len({len(row) for row in rows}) == 1 and (is_array or len(rows) > 1)
+    if not is_padded or pad is None:
+        return rows
+    padding = [len(row) - int(np.max(np.argwhere(row != pad), initial=-1)) - 1 for row in rows]
+    is_end = pad in ends
+    common = min(padding) if is_end and not is_array else 0
+    least = 1 if is_end or is_array else 0
+    return [row[:max(len(row) - count + common, min(least, len(row)))] for row, count in zip(rows, padding)]
+
+
+def _masked(rows, attention_mask):
+    shape = len(rows), len(rows[0])
+    if hasattr(attention_mask, "asnumpy"):
+        attention_mask = attention_mask.asnumpy()
+    try:
+        mask = np.atleast_2d(np.asarray(attention_mask)).astype(bool)
+    except (ValueError, TypeError):
+        raise ValueError(f"attention_mask: expected 0 and 1 in the shape of input_ids, found "
+                         f"{shown(attention_mask)}") from None
+    if mask.shape != shape or any(len(row) != shape[1] for row in rows):
+        raise ValueError(f"attention_mask: expected the shape of input_ids {shape}, found {mask.shape}")
+    return [row[seen] for row, seen in zip(rows, mask)]
