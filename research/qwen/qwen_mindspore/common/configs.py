@@ -2,6 +2,8 @@
 import os
 from pathlib import Path
 
+from qwen_mindspore.common.text import shown
+
 __all__ = ["read_config"]
 
 BASE = "base_config"
@@ -22,7 +24,10 @@ def read_config(path):
         FileNotFoundError: No such file, or a base is missing.
         ValueError: Not YAML, not a dict, or bases that name each other.
     """
-    return _read(Path(path), ())
+    try:
+        return _read(Path(path), ())
+    except RecursionError:  # an alias of YAML inside what it stands for
+        raise ValueError(f"{path}: not a YAML of sections: it is nested without end") from None
 
 
 def _read(path, heirs):
@@ -30,8 +35,8 @@ def _read(path, heirs):
     bases = content.pop(BASE, [])
     merged = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str):
-            raise ValueError(f"{path}: {BASE}: expected the path of a YAML or a list of them, found {base!r}")
+        if not isinstance(base, str) or not base.isprintable():
+            raise ValueError(f"{path}: {BASE}: expected the path of a YAML or a list of them, found {shown(base)}")
         # MindFormers takes a later base's sections whole.
         merged.update(_read(Path(os.path.dirname(path), base), (*heirs, path)))
     return _merge(content, merged)
@@ -49,7 +54,9 @@ def _load(path, heirs):
         raise ValueError(f"{heirs[-1]}: {BASE}: {path} inherits from this file: remove one of them")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise
+    except Exception as error:  # a tag on a value that is none of its kind, as in "!!int x", may raise any
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a YAML of sections, found {type(content).__name__}")

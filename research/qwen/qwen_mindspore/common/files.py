@@ -8,10 +8,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["cache_folder", "check_disk", "configs_folder", "read_json", "replacing", "sha256", "state_folder",
-           "sync_folder", "to_json", "write_json"]
+from qwen_mindspore.common.text import shown
+
+__all__ = ["cache_folder", "check_disk", "check_pointer", "configs_folder", "read_json", "replacing", "sha256",
+           "state_folder", "sync_folder", "to_json", "write_json"]
 
 NAME = "qwen-mindspore"
+POINTER = b"version https://git-lfs"  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 
 
 def cache_folder(*parts):
@@ -40,17 +43,43 @@ def sha256(path):
     return digest.hexdigest()
 
 
+def check_pointer(path):
+    """ValueError where a file is what git leaves in place of a large one that it hasn't fetched (git-lfs)."""
+    with open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ValueError(f"{path}: a git-lfs pointer, not the file itself: run `git lfs pull` in its folder, or "
+                             "download the file")
+
+
 def read_json(path):
-    """The dict in a JSON file. Raises ValueError or FileNotFoundError with the path."""
+    """
+    The dict in a JSON file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: No JSON, no object, a git-lfs pointer, or a key that is there twice with different values. The
+            message begins with the path.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the model's {path.name} is needed")
+    check_pointer(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bytes that are not UTF-8 are one, too
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_contradiction)
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 are a ValueError, too
         raise ValueError(f"{path}: not valid JSON ({error}): fetch the file again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}: fetch the file again")
+    return content
+
+
+def _without_contradiction(pairs):
+    """The dict of a JSON object; of a key that comes twice Python would take the last without a word."""
+    content = {}
+    for key, value in pairs:
+        if key in content and content[key] != value:
+            raise ValueError(f"{shown(key)} is there twice, as {shown(content[key])} and as {shown(value)}")
+        content[key] = value
     return content
 
 

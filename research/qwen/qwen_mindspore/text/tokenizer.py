@@ -13,7 +13,7 @@ from mindformers.models.tokenization_utils import PreTrainedTokenizer
 from mindformers.models.tokenization_utils_base import to_py_obj
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from qwen_mindspore.common.files import replacing
+from qwen_mindspore.common.files import check_pointer, replacing
 
 __all__ = ["ENDOFTEXT", "IM_END", "IM_START", "QwenTokenizer", "find_vocab_file", "load_vocab"]
 
@@ -89,8 +89,10 @@ def load_vocab(path):
 
     Raises:
         ValueError: a line that is not of that form (as the last one of a broken download), a rank out of
-            order, a token that comes twice, or a single byte without a token: tiktoken cannot encode then.
+            order, a token that comes twice, or a single byte without a token: tiktoken cannot encode then; or
+            git-lfs's pointer in place of the file.
     """
+    check_pointer(path)
     ranks = {}
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if not line:
