@@ -189,7 +189,8 @@ def check_key(key):
     if not is_known(key):
         names = sorted({*KINDS, *UNCHECKED, *QWEN_NAMES})
         near = difflib.get_close_matches(str(key), names, n=1)
-        raise ValueError(f"{key}: no such key of a QwenConfig" + (f"; did you mean {near[0]}?" if near else ""))
+        name = key if str(key).isprintable() else shown(key)
+        raise ValueError(f"{name}: no such key of a QwenConfig" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def checked(key, value):
