@@ -7,6 +7,7 @@ into another dict, as {"state_dict": ..., "epoch": 3}.
 Source: torch/serialization.py
 """
 import re
+import warnings
 import weakref
 
 from qwen_mindspore.checkpoint.stored import Stored, damaged
@@ -69,7 +70,9 @@ class TorchFile:
         import torch
 
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_zip)
+            with warnings.catch_warnings():  # about bytes that are damaged anyway
+                warnings.simplefilter("ignore")
+                return torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._is_zip)
         except MemoryError:
             raise
         except Exception as error:  # of any type: damaged bytes reach every part of torch's unpickler
