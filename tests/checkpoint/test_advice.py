@@ -29,7 +29,7 @@ def hub_folder(cache, main=True):
 def folders(tmp_path):
     """Name -> (a wrong folder, what is said of it)."""
     hub = hub_folder(tmp_path / "hub")
-    for name in ("lora/x", "ranks/rank_0", "ranks/rank_1", "parent/model", "gguf"):
+    for name in ("lora/x", "ranks/rank_0", "ranks/rank_1", "rank/rank_0", "parent/model", "gguf"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "lora/adapter_config.json").write_text("{}")
     (tmp_path / "ranks/rank_0/qwen.ckpt").touch()
@@ -43,12 +43,13 @@ def folders(tmp_path):
         "snapshots": (hub / "snapshots", f"give the folder in it that is meant, {snapshot} say"),
         "lora": (tmp_path / "lora", LORA),
         "ranks": (tmp_path / "ranks", "a checkpoint that is split over devices: merge it into one first"),
+        "rank": (tmp_path / "rank", f"what the one device has written is in {tmp_path}/rank/rank_0: give that folder"),
         "parent": (tmp_path / "parent", f"give the folder in it that is meant, {tmp_path}/parent/model say"),
         "gguf": (tmp_path / "gguf", "a GGUF file is llama.cpp's: give the Hugging Face folder"),
     }
 
 
-@pytest.mark.parametrize("kind", ["hub root", "hub", "blobs", "snapshots", "lora", "ranks", "parent", "gguf"])
+@pytest.mark.parametrize("kind", ["hub root", "hub", "blobs", "snapshots", "lora", "ranks", "rank", "parent", "gguf"])
 def test_a_folder_that_is_something_else_is_recognized(tmp_path, kind):
     folder, said = folders(tmp_path)[kind]
     for read in (lambda: convert_weight(folder, tmp_path / "ms"), lambda: checkpoint_files(folder),

@@ -48,8 +48,9 @@ def of_folder(folder):
     if folder.name == "blobs" and (folder.parent / "snapshots").is_dir():
         folder = folder.parent
     inside = sorted(path for path in folder.iterdir() if path.is_dir())
-    if any(re.fullmatch(r"rank_\d+", path.name) for path in inside):
-        return SPLIT
+    ranks = [path for path in inside if re.fullmatch(r"rank_\d+", path.name)]
+    if ranks:
+        return SPLIT if len(ranks) > 1 else f"what the one device has written is in {ranks[0]}: give that folder"
     if (folder / "snapshots").is_dir():
         return f"a folder of the hub's cache: give {_snapshot(folder)}"
     cached = [path for path in inside if path.name.startswith("models--")]
