@@ -120,3 +120,28 @@ def test_the_yaml_of_no_model_is_refused_by_name(text, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         read_model_config(write(tmp_path, own=text))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a: !!timestamp x", "a: !!int x", "a: !!bool x", "a: !!float x", "a: 2001-99-99",
+                                  "a: !!binary x", "a: !!omap x", "a: !!python/name:os.system", "? [a]: b", "\x00",
+                                  "a: &b", "a: " + "[" * 3000])
+def test_whatever_yaml_stumbles_over_is_one_line_with_the_file(text, tmp_path):
+    path = write(tmp_path, own=text)
+    try:
+        read_config(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}: not ") and str(error).isprintable()
+    else:
+        assert text == "a: &b"
+
+
+def test_an_alias_inside_what_it_stands_for_has_an_end(tmp_path):
+    path = write(tmp_path, own="base_config: base.yaml\na: &a {b: *a}\n", base="a: &a {b: *a}\n")
+    with pytest.raises(ValueError, match=f"{path}: not a YAML of sections: it is nested without end"):
+        read_config(path)
+
+
+def test_a_base_with_a_line_end_in_its_name_is_shown_in_one_line(tmp_path):
+    path = write(tmp_path, own='base_config: "a\\nb.yaml"')
+    with pytest.raises(ValueError, match=r"base_config: expected the path of a YAML .*, found 'a\\nb.yaml'"):
+        read_config(path)

@@ -130,3 +130,42 @@ def test_a_disk_too_small_is_an_error_that_says_how_much_is_needed(tmp_path):
 def test_long_values_are_cut_off():
     assert shown("x" * 100) == "'" + "x" * 56 + "..."
     assert shown([1, 2]) == "[1, 2]"
+
+
+def test_a_pointer_of_git_lfs_is_no_json(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 20\n")
+    with pytest.raises(ValueError, match=r"config.json: a git-lfs pointer, not the file itself: run `git lfs pull` in"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("text, message", [
+    ('{"bits": 4, "bits": 8}', "'bits' is there twice, as 4 and as 8"),
+    ('{"a": {"x": "one", "x": "two"}}', "'x' is there twice, as 'one' and as 'two'"),
+    ("[" * 100_000, "maximum recursion depth exceeded"), ('{"a": ' * 100_000, "maximum recursion depth exceeded"),
+    ('{"a": 1' + "0" * 5000 + "}", "Exceeds the limit")])
+def test_json_that_contradicts_itself_or_has_no_end_is_refused(tmp_path, text, message):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=f"x.json: not valid JSON .*{message}"):
+        read_json(tmp_path / "x.json")
+
+
+def test_json_may_say_the_same_thing_twice(tmp_path):
+    (tmp_path / "x.json").write_text('{"bits": 4, "bits": 4}')
+    assert read_json(tmp_path / "x.json") == {"bits": 4}
+
+
+@pytest.mark.parametrize("value", [
+    [], {}, (), (1,), [1, "a", None], {"a": [1.5, (2, 3)], 2: {"b": True}}, "it's", b"x", {1, 2}, 7, [[]], ({},)])
+def test_a_value_is_shown_as_python_does(value):
+    assert shown(value) == repr(value)
+
+
+def test_no_more_of_a_value_is_made_than_is_shown():
+    value = [0]
+    for _ in range(100):
+        value = [value] * 10
+    itself = {}
+    itself["it"] = itself
+    assert shown(value) == "[" * 57 + "..."
+    assert shown(itself) == ("{'it': " * 10)[:57] + "..."

@@ -4,12 +4,14 @@ import shutil
 import mindspore as ms
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from helpers import TINY
 from qwen_mindspore.checkpoint.convert import convert_weight
 from qwen_mindspore.generate.loop import QwenForCausalLM
 from qwen_mindspore.model.config import QwenConfig
-from qwen_mindspore.model.load import load_weights
+from qwen_mindspore.model.load import load_weights, prepare_weights
 
 
 @pytest.fixture
@@ -115,3 +117,50 @@ def test_a_folder_with_every_tensor_twice_is_refused(model, tiny_checkpoint, tmp
     shutil.copy(next(tiny_checkpoint.glob("*.safetensors")), tmp_path / "folder/copy.safetensors")
     with pytest.raises(ValueError, match="more than one checkpoint in this folder, copy.safetensors, model-00001"):
         load_weights(model, str(tmp_path / "folder"))
+
+
+# A head that the config ties to the embedding
+
+TIED = {"tie_word_embeddings": True}
+HEAD, EMBEDDING = "lm_head.weight", "transformer.wte.embedding_weight"
+
+
+def with_equal_head(entries):
+    entries[HEAD] = ms.Parameter(entries[EMBEDDING].asnumpy(), name=HEAD)
+
+
+@pytest.fixture
+def tied():
+    return QwenForCausalLM(QwenConfig.from_hf_config(TINY, **TIED))
+
+
+def test_a_tied_model_takes_a_checkpoint_without_a_head_or_with_an_equal_one(model, tied, tmp_path):
+    without = saved(model, tmp_path / "without.ckpt", lambda entries: entries.pop(HEAD))
+    equal = saved(model, tmp_path / "equal.ckpt", with_equal_head)
+    for path in (without, equal):
+        load_weights(tied, path)
+        np.testing.assert_array_equal(tied.lm_head.weight.asnumpy(), weights(model)[EMBEDDING])
+
+
+def test_a_tied_model_refuses_a_checkpoint_with_another_head(model, tied, tmp_path):
+    path = saved(model, tmp_path / "x.ckpt", lambda entries: None)
+    message = f"x.ckpt: {HEAD} is not {EMBEDDING}, but the config ties the two: set .tie_word_embeddings. to false"
+    with pytest.raises(ValueError, match=message):
+        load_weights(tied, path)
+    with pytest.raises(ValueError, match=f"{HEAD} is not {EMBEDDING}, but the config ties the two"):
+        prepare_weights(tied, ms.load_checkpoint(path))
+    assert prepare_weights(tied, ms.load_checkpoint(saved(model, tmp_path / "equal.ckpt", with_equal_head)))
+
+
+def test_a_model_with_a_head_refuses_a_checkpoint_without_one(model, tmp_path):
+    path = saved(model, tmp_path / "x.ckpt", lambda entries: entries.pop(HEAD))
+    with pytest.raises(ValueError, match=rf"1 of \d+ weights are missing, the first is {HEAD}; .* if the head of this "
+                                         'model is the embedding, set "tie_word_embeddings" to true in its config'):
+        load_weights(model, path)
+
+
+def test_an_adapter_is_no_checkpoint(model, tmp_path):
+    save_file({"base_model.model.transformer.layers.0.attention.wq.lora_A.weight": torch.ones(1)},
+              tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="a LoRA adapter, not a model: merge it into its base model first"):
+        load_weights(model, str(tmp_path / "x.safetensors"))

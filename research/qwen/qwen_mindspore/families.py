@@ -18,6 +18,7 @@ from typing import NamedTuple
 __all__ = ["FAMILIES", "QWEN", "SIDES", "Family", "Keys", "Module", "Sizes", "Tensor", "family_of"]
 
 SIDES = ("ms", "hf", "gguf", "qwen2")
+MOST_LAYERS = 10_000  # more of them is a damaged config.json, whose tensors nobody wants listed
 
 
 class Module(NamedTuple):
@@ -188,9 +189,9 @@ class Family:
             head_size = self.head_size(hidden, heads, head_size)
         except ValueError as error:
             raise ValueError(f"config.json: {error}") from None
-        tied = config.get("tie_word_embeddings")
-        return Sizes(_size(config, "vocab_size"), hidden, _size(config, "num_hidden_layers"), heads, kv_heads,
-                     head_size, self.ffn_width(ffn), self.keys.tied if tied is None else bool(tied))
+        tied = _flag(config, "tie_word_embeddings")
+        return Sizes(_size(config, "vocab_size"), hidden, _size(config, "num_hidden_layers", MOST_LAYERS), heads,
+                     kv_heads, head_size, self.ffn_width(ffn), self.keys.tied if tied is None else tied)
 
     def tensors(self, config):
         """
@@ -216,11 +217,22 @@ class Family:
                              0 if module.split == 0 else None)
 
 
-def _size(config, key):
+def _size(config, key, most=2**31 - 1):
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"config.json: {key} is {value!r}, expected a positive whole number")
+    if value > most:
+        raise ValueError(f"config.json: {key} is {value}, expected {most} at most")
     return value
+
+
+def _flag(config, key):
+    """True, False, or None where the key is not there; "False" is no text that counts as true."""
+    value = config.get(key)
+    meant = {"true": True, "false": False}.get(value.strip().lower()) if isinstance(value, str) else value
+    if value is not None and not isinstance(meant, bool):
+        raise ValueError(f"config.json: {key} is {value!r}, expected true or false")
+    return meant
 
 
 # Source: https://huggingface.co/Qwen/Qwen-7B/blob/main/modeling_qwen.py; the MindSpore names are those of the published
@@ -280,7 +292,7 @@ def family_of(config, place="config.json"):
         ValueError: It is of no family that is known here.
     """
     found = config.get("model_type")
-    if found not in FAMILIES:
+    if not isinstance(found, str) or found not in FAMILIES:
         known = " or ".join(f"{family.model_type!r} ({family.title})" for family in FAMILIES.values())
         raise ValueError(f"{place}: model_type: expected {known}, found {found!r}")
     return FAMILIES[found]

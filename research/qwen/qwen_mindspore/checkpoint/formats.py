@@ -1,7 +1,7 @@
 """The three file formats of checkpoints, read and written a few rows at a time.
 
     .safetensors  https://github.com/huggingface/safetensors#format
-    .bin          torch.save's zip archive
+    .bin          torch.save's, see `checkpoint.torch_file`
     .ckpt         MindSpore's protobuf messages, mindspore/train/checkpoint_pb2.py
 
 A reader has `tensors`, {name: Stored(shape, dtype)}, taken from the headers alone, `read(name, first, last)`, those
@@ -11,30 +11,23 @@ count as this process's memory until it is closed, and a checkpoint may be large
 """
 import json
 import math
-import pickle
-from typing import NamedTuple
 
 import numpy as np
 
-FLOATS = ("float32", "float16", "bfloat16")
+from qwen_mindspore.checkpoint.stored import FLOATS, ITEM_SIZE, Stored, damaged, to_array
+from qwen_mindspore.checkpoint.torch_file import TorchFile
+from qwen_mindspore.common.text import shown
+
+__all__ = ["FLOATS", "ITEM_SIZE", "READERS", "CkptFile", "SafetensorsFile", "Stored", "TorchFile", "write_ckpt",
+           "write_safetensors"]
+
 NUMPY_TYPES = ("float32", "float16", "int32", "uint8")
-ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "uint8": 1}
 SAFETENSORS_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "uint8": "U8"}
 CKPT_NAME = {"float32": "Float32", "float16": "Float16", "bfloat16": "BFloat16", "int32": "Int32", "uint8": "UInt8"}
 
 # ms.save_checkpoint cuts tensors here too: a protobuf message must stay under 2 GB.
 CKPT_SLICE = 512 * 2**20
-
-
-class Stored(NamedTuple):
-    """Shape and type of a tensor in a file; of a type that is no key of ITEM_SIZE, the file's own name."""
-
-    shape: tuple
-    dtype: str
-
-    @property
-    def nbytes(self):
-        return math.prod(self.shape) * ITEM_SIZE[self.dtype]
+LONGEST_TEXT = 2**16  # bytes of a name or a type in a .ckpt: what is longer is none
 
 
 class SafetensorsFile:
@@ -51,7 +44,7 @@ class SafetensorsFile:
 
     def array(self, name, first, last):
         if self.tensors[name].dtype not in NUMPY_TYPES:
-            return _to_array(self.read(name, first, last))
+            return to_array(self.read(name, first, last))
         with self._open() as file:
             return _widened(file.get_slice(name)[first:last])
 
@@ -61,34 +54,11 @@ class SafetensorsFile:
         try:
             return safe_open(self.path, framework=framework)
         except SafetensorError as error:
-            raise ValueError(_damaged(self.path, error)) from error
+            raise ValueError(damaged(self.path, shown(str(error), 160)[1:-1])) from error
 
 
 def _stored(header):
     return Stored(tuple(header.get_shape()), _our_name(header.get_dtype(), SAFETENSORS_NAME))
-
-
-class TorchFile:
-    """A .bin file of torch.save, read with `weights_only`. Raises ValueError if it is damaged."""
-
-    def __init__(self, path):
-        self.path = path
-        self.tensors = {name: Stored(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-                        for name, tensor in self._load().items() if hasattr(tensor, "dtype")}
-
-    def read(self, name, first, last):
-        return self._load()[name][first:last]
-
-    def array(self, name, first, last):
-        return _to_array(self.read(name, first, last))
-
-    def _load(self):
-        import torch
-
-        try:
-            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(_damaged(self.path, str(error).splitlines()[0])) from error
 
 
 class CkptFile:
@@ -105,12 +75,12 @@ class CkptFile:
             with open(path, "rb") as file:
                 for _, value in _fields(file, 0, _messages_end(file)):
                     self._add(file, value)
-        except (ValueError, TypeError) as error:
-            raise ValueError(_damaged(path, error)) from error
+        except ValueError as error:
+            raise ValueError(damaged(path, error)) from error
         for name, stored in self.tensors.items():
             found = sum(end - start for start, end in self._spans[name])
             if stored.dtype in ITEM_SIZE and stored.nbytes != found:
-                raise ValueError(_damaged(path, f"{name} has {found} bytes, expected {stored.nbytes}"))
+                raise ValueError(damaged(path, f"{shown(name)} has {found} bytes, expected {stored.nbytes}"))
 
     def read(self, name, first, last):
         import torch
@@ -122,22 +92,26 @@ class CkptFile:
     def array(self, name, first, last):
         shape, dtype = self.tensors[name]
         if dtype not in NUMPY_TYPES:
-            return _to_array(self.read(name, first, last))
+            return to_array(self.read(name, first, last))
         data = np.frombuffer(self._read_rows(name, first, last), dtype)
         return _widened(data.reshape(last - first, *shape[1:]))
 
     def _add(self, file, value):
-        fields = dict(_fields(file, *value))
+        fields = _only(_fields(file, *_bytes_field(value)), 1, 2)
         if not {1, 2} <= fields.keys():  # a map parameter, which no Qwen has
             return
-        name, tensor = _read_text(file, fields[1]), list(_fields(file, *fields[2]))
-        fields = dict(tensor)
+        name, tensor = _read_text(file, fields[1]), list(_fields(file, *_bytes_field(fields[2])))
+        fields = _only((field for field in tensor if field[0] != 1), 2, 3)
         if not {2, 3} <= fields.keys():
-            raise ValueError(f"{name} has no type or no content")
+            raise ValueError(f"{shown(name)} has no type or no content")
         shape = tuple(value for number, value in tensor if number == 1)
+        if not all(isinstance(size, int) for size in shape):
+            raise ValueError(f"the shape of {shown(name)} is none")
         shape = () if shape == (0,) else shape  # a scalar's, as older versions of MindSpore write it
-        self.tensors[name] = Stored(shape, _our_name(_read_text(file, fields[2]), CKPT_NAME))
-        self._spans.setdefault(name, []).append(fields[3])
+        stored = Stored(shape, _our_name(_read_text(file, fields[2]), CKPT_NAME))
+        if self.tensors.setdefault(name, stored) != stored:
+            raise ValueError(f"{shown(name)} is there twice, in different shapes or types")
+        self._spans.setdefault(name, []).append(_bytes_field(fields[3]))
 
     def _read_rows(self, name, first, last):
         """The bytes of rows `first` to `last` of a tensor, whose content lies in one or more spans of the file."""
@@ -196,10 +170,6 @@ def write_ckpt(file, tensors, chunks):
                 chunk, room, left = chunk[len(part):], room - len(part), left - len(part)
 
 
-def _to_array(tensor):
-    return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
-
-
 def _widened(array):
     return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
@@ -207,10 +177,6 @@ def _widened(array):
 def _our_name(dtype, names):
     """The key of ITEM_SIZE whose name in a format is `dtype`; `dtype` itself if there is none."""
     return next((ours for ours, theirs in names.items() if theirs == dtype), dtype)
-
-
-def _damaged(path, reason):
-    return f"{path}: damaged or incomplete ({reason}): fetch or make the file again"
 
 
 # Checkpoint { repeated Value value = 1; }
@@ -259,20 +225,34 @@ def _fields(file, start, end):
 
 
 def _from_varint(file):
-    number, shift = 0, 0
-    while True:
+    number = 0
+    for shift in range(0, 70, 7):
         byte = file.read(1)
         if not byte:
             raise ValueError("it ends in the middle of a number")
         number |= (byte[0] & 127) << shift
-        shift += 7
         if byte[0] < 128:
             return number
+    raise ValueError("a number in it has more than 64 bits")
+
+
+def _only(fields, *numbers):
+    """{number: value} of the fields of these numbers, of which the last one counts, as protobuf says."""
+    return {number: value for number, value in fields if number in numbers}
+
+
+def _bytes_field(value):
+    if isinstance(value, int):
+        raise ValueError("a number stands where a text or a message is expected")
+    return value
 
 
 def _read_text(file, span):
-    file.seek(span[0])
-    return file.read(span[1] - span[0]).decode()
+    start, end = _bytes_field(span)
+    if end - start > LONGEST_TEXT:
+        raise ValueError(f"a name or a type in it has {end - start} bytes")
+    file.seek(start)
+    return file.read(end - start).decode()
 
 
 def _messages_end(file):

@@ -3,7 +3,8 @@
 A quantized linear P of `inputs` -> `outputs` has in AutoGPTQ's files
 
     P.qweight  int32 [inputs * bits / 32, outputs]  32 bits hold inputs that follow each other, the first one lowest
-    P.qzeros   int32 [groups, outputs * bits / 32]  the same of outputs; each is the zero less one, but for "gptq_v2"
+    P.qzeros   int32 [groups, outputs * bits / 32]  the same of outputs; each is the zero less one, but for "gptq_v2",
+                                                    see `gptq_zeros`
     P.scales   float16 [groups, outputs]
     P.g_idx    int32 [inputs]                       the group of each input; may be missing where none is reordered
     P.bias     zeros, where the model has no bias
@@ -18,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from qwen_mindspore.checkpoint.formats import FLOATS, Stored
+from qwen_mindspore.checkpoint.gptq_zeros import is_second_version
 from qwen_mindspore.checkpoint.names import Piece, Tensor, linears, ms_to_hf
 from qwen_mindspore.checkpoint.packing import (
     EMBEDDING,
@@ -28,14 +30,18 @@ from qwen_mindspore.checkpoint.packing import (
     dequantize,
     pack,
     sort_by_group,
+    typed,
     unpack,
 )
 from qwen_mindspore.common.files import read_json
+from qwen_mindspore.common.text import shown
 from qwen_mindspore.families import family_of
 
 # What a quantize_config.json has besides, and AutoGPTQ's defaults for it.
 OTHER_SETTINGS = {"damp_percent": 0.01, "static_groups": False, "true_sequential": True, "model_name_or_path": None}
 FORMATS = ("gptq", "gptq_v2")
+# What config.json and quantize_config.json must not say differently.
+COMPARED = ("bits", "group_size", "desc_act", "sym", "quant_method", "checkpoint_format", "is_marlin_format")
 STORED_TYPES = {"qweight": ("int32",), "qzeros": ("int32",), "scales": FLOATS, "g_idx": ("int32",)}
 
 
@@ -47,7 +53,8 @@ def read_settings(folder, config):
         config: the dict of its config.json.
 
     Returns:
-        The dict of settings, or None if the model is not quantized.
+        The dict of settings, or None if the model is not quantized. Values are as they are meant, see `packing.typed`;
+        the format of the zeros is `checkpoint_format`, where it is given, under either name.
 
     Raises:
         ValueError: the two contradict each other, or say that it is quantized in a way that is not read here.
@@ -56,18 +63,24 @@ def read_settings(folder, config):
     beside = read_json(path) if path.is_file() else None
     if inside is None and beside is None:
         return None
-    inside, beside = inside or {}, beside or {}
-    for key in ("bits", "group_size"):
-        if inside.get(key, beside.get(key)) != beside.get(key, inside.get(key)):
-            raise ValueError(f"{path}: {key} is {beside[key]}, in config.json it is {inside[key]}: "
+    if not isinstance(inside, dict | None):
+        raise ValueError(f"{folder / 'config.json'}: quantization_config: expected an object of settings, found "
+                         f"{shown(inside)}")
+    inside, beside = _settings_of(inside or {}, folder / "config.json"), _settings_of(beside or {}, path)
+    for key in COMPARED:
+        if key in inside and key in beside and inside[key] != beside[key]:
+            raise ValueError(f"{path}: {key} is {shown(beside[key])}, in config.json it is {shown(inside[key])}: "
                              "fetch the two files of one model")
     settings = beside | inside
     if settings.get("quant_method", "gptq") != "gptq":
-        raise ValueError(f"{folder}: quantized by {settings['quant_method']!r}, expected 'gptq': "
+        raise ValueError(f"{folder}: quantized by {shown(settings['quant_method'])}, expected 'gptq': "
                          "convert the unquantized model")
+    if not isinstance(settings.get("is_marlin_format", False), bool):
+        raise ValueError(f"{folder}: is_marlin_format: expected true or false, found "
+                         f"{shown(settings['is_marlin_format'])}")
     form = "marlin" if settings.get("is_marlin_format") else settings.get("checkpoint_format") or "gptq"
     if form not in FORMATS:
-        raise ValueError(f"{folder}: checkpoint_format is {form!r}, expected {' or '.join(FORMATS)}: "
+        raise ValueError(f"{folder}: checkpoint_format is {shown(form)}, expected {' or '.join(FORMATS)}: "
                          "fetch the checkpoint that was made without it")
     if settings.get("dynamic"):
         raise ValueError(f"{folder}: quantized with `dynamic`, a setting for each module, which is not read here")
@@ -75,6 +88,16 @@ def read_settings(folder, config):
         Quantization.from_dict(settings)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    return settings
+
+
+def _settings_of(content, path):
+    """The settings of a file, None left out; `format`, as GPTQModel calls it, under AutoGPTQ's name."""
+    settings = {key: value for key, value in typed(content).items() if value is not None or key not in COMPARED}
+    form = settings.pop("format", None)
+    if form is not None and settings.setdefault("checkpoint_format", form) != form:
+        raise ValueError(f"{path}: format is {shown(form)}, checkpoint_format is {shown(settings['checkpoint_format'])}"
+                         ", which says the same: keep the one that is right")
     return settings
 
 
@@ -93,12 +116,11 @@ class PackedCheckpoint:
 
     Raises:
         ValueError: names a tensor that is missing, misshapen, or not of so many bits; groups of inputs that are no
-            groups; a bias that is not zero where the model has none.
+            groups; a bias that is not zero where the model has none; zeros of which nobody can say how they are stored.
     """
 
     def __init__(self, checkpoint, config, settings):
         self.files, self.place, self._source = checkpoint.files, checkpoint.place, checkpoint
-        self._is_v2 = settings.get("checkpoint_format") == "gptq_v2"
         quantization, every = Quantization.from_dict(settings), linears(config)
         for name, (_, outputs, inputs) in every.items():
             self._check(name, outputs, inputs, quantization)
@@ -112,10 +134,12 @@ class PackedCheckpoint:
         quantized = {part for parts, _, _ in self._linears.values() for part in parts}
         self._format = replace(quantization, desc_act=is_reordered,
                                quantized=_patterns(quantized, family_of(config), config["num_hidden_layers"], every))
-        half = 2 ** (quantization.bits - 1)
-        if quantization.sym and not all((self._zeros(name) == half).all() for name in self._linears):
+        self._is_v2, is_symmetric = is_second_version(self, settings)
+        if quantization.sym and not is_symmetric:
             self._format = replace(self._format, sym=False)
         known = {key: value for key, value in settings.items() if key not in ("quantized", "quant_method")}
+        if self._is_v2 != (settings.get("checkpoint_format") == "gptq_v2"):
+            known["checkpoint_format"] = FORMATS[self._is_v2]
         self.quantization = known | self._format.to_dict()
 
         model = ms_to_hf(config)
@@ -164,9 +188,17 @@ class PackedCheckpoint:
             return packed
         return pack(unpack(packed, self._format.bits)[:, self._orders[linear]], self._format.bits)
 
+    def stored_zeros(self, linear):
+        """uint8 [outputs, groups], as they are in the file"""
+        return unpack(_as_bytes(self._whole(f"{linear}.qzeros").numpy()), self._format.bits).T
+
+    def stored_levels(self, linear):
+        """uint8 [outputs, inputs], the levels in the order of their groups"""
+        return unpack(self._weight(linear), self._format.bits)
+
     def _zeros(self, linear):
         """uint8 [outputs, groups]"""
-        zeros = unpack(_as_bytes(self._whole(f"{linear}.qzeros").numpy()), self._format.bits).T
+        zeros = self.stored_zeros(linear)
         return zeros if self._is_v2 else zeros + 1 & 2 ** self._format.bits - 1
 
     def _whole(self, name):

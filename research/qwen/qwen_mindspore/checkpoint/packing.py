@@ -20,7 +20,7 @@ The embedding, where it is quantized, has the same under `transformer.wte`, `ord
 
 Source: https://github.com/AutoGPTQ/AutoGPTQ, whose files hold the same numbers in another order.
 """
-import json
+import numbers
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,13 +28,14 @@ from pathlib import Path
 import numpy as np
 
 from qwen_mindspore.checkpoint.replace import repair
-from qwen_mindspore.common.files import decode_text, parse_json
+from qwen_mindspore.common.files import read_json
 from qwen_mindspore.common.keys import MODEL
 from qwen_mindspore.common.kinds import read_as
+from qwen_mindspore.common.text import shown
 from qwen_mindspore.families import FAMILIES, QWEN
 
 __all__ = ["EMBEDDING", "HEAD", "LAYERS", "PACKED_TYPES", "Quantization", "agreed_quantization", "dequantize",
-           "find_quantization", "pack", "sort_by_group", "unpack"]
+           "find_quantization", "pack", "sort_by_group", "typed", "unpack"]
 
 BITS = (4, 8)
 METHODS = ("gptq", "rtn")
@@ -72,32 +73,33 @@ class Quantization:
     quantized: tuple = (LAYERS,)
 
     def __post_init__(self):
-        object.__setattr__(self, "quantized", tuple(self.quantized))
+        if isinstance(self.quantized, (list, tuple)):
+            object.__setattr__(self, "quantized", tuple(self.quantized))
         for name, valid, allowed in (
-                ("bits", self.bits in BITS and not isinstance(self.bits, bool), "4 or 8"),
+                ("bits", type(self.bits) is int and self.bits in BITS, "4 or 8"),
                 ("group_size", _is_group_size(self.group_size), "a positive whole number, or -1 for one group"),
                 ("quant_method", self.quant_method in METHODS, " or ".join(METHODS)),
                 ("desc_act", isinstance(self.desc_act, bool), "true or false"),
                 ("sym", isinstance(self.sym, bool), "true or false"),
-                ("quantized", self.quantized and all(isinstance(name, str) for name in self.quantized),
-                 "a list of names or patterns")):
+                ("quantized", isinstance(self.quantized, tuple) and self.quantized
+                 and all(isinstance(name, str) for name in self.quantized), "a list of names or patterns")):
             if not valid:
-                raise ValueError(f"quantization: {name}: expected {allowed}, found {getattr(self, name)!r}")
+                raise ValueError(f"quantization: {name}: expected {allowed}, found {shown(getattr(self, name))}")
 
     @classmethod
     def from_dict(cls, settings):
         """
-        From a config's `quantization`; keys that are not the class's are left alone. None gives None.
+        From a config's `quantization`, see `typed`; keys that are not the class's are left alone. None gives None.
 
         Raises:
             ValueError: Not a dict, `bits` or `group_size` is missing, or see the class.
         """
         if settings is None:
             return None
-        if not isinstance(settings, dict) or not {"bits", "group_size"} <= settings.keys():
-            raise ValueError(f"quantization: expected at least bits and group_size, found {settings!r}")
-        return cls(**{field.name: settings[field.name] for field in fields(cls)
-                      if settings.get(field.name) is not None})
+        known = typed(settings) if isinstance(settings, dict) else {}
+        if None in (known.get("bits"), known.get("group_size")):
+            raise ValueError(f"quantization: expected at least bits and group_size, found {shown(settings)}")
+        return cls(**{field.name: known[field.name] for field in fields(cls) if known.get(field.name) is not None})
 
     def to_dict(self):
         """What a config holds; `quantized` only where it is not the default."""
@@ -135,7 +137,35 @@ class Quantization:
 
 
 def _is_group_size(value):
-    return isinstance(value, int) and not isinstance(value, bool) and (value == -1 or value > 0)
+    return type(value) is int and (value == -1 or 0 < value < 2**31)
+
+
+def typed(settings):
+    """
+    Settings of a quantization, each as it is meant: 4.0 is 4, "true" is True. What can't be meant stays, for
+    `Quantization` to refuse.
+
+    Args:
+        settings (dict): A `quantization`, `quantization_config` or quantize_config.json.
+    """
+    kinds = {"bits": _whole, "group_size": _whole, "desc_act": _flag, "sym": _flag, "is_marlin_format": _flag,
+             "quant_method": _lower, "checkpoint_format": _lower, "format": _lower}
+    return {key: kinds[key](value) if key in kinds else value for key, value in settings.items()}
+
+
+def _whole(value):
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return int(value) if is_number and value == value // 1 else value
+
+
+def _flag(value):
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower(), value)
+    return bool(value) if type(value) in (int, float) and value in (0, 1) else value
+
+
+def _lower(value):
+    return value.strip().lower() if isinstance(value, str) else value
 
 
 def pack(levels, bits):
@@ -240,14 +270,12 @@ def find_quantization(checkpoint):
     path = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.json"
     if not path.is_file():
         return None
+    config = read_json(path)
+    if config.get("model_type") not in list(FAMILIES):
+        return None
     try:
-        config = parse_json(decode_text(path.read_bytes()))
-        if not isinstance(config, dict) or config.get("model_type") not in FAMILIES:
-            return None
         quantization = read_as(MODEL["quantization"], "quantization", config.get("quantization"))
         Quantization.from_dict(quantization)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return quantization

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from qwen_mindspore.common.files import configs_folder, read_text
 from qwen_mindspore.common.keys import read_config_json, read_sections
+from qwen_mindspore.common.text import shown
 
 __all__ = ["check_section", "read_config", "read_model_config"]
 
@@ -27,7 +28,10 @@ def read_config(path):
         FileNotFoundError: No such file, or a base is missing.
         ValueError: Not YAML, not a dict, or bases that name each other.
     """
-    return _read(Path(path), ())
+    try:
+        return _read(Path(path), ())
+    except RecursionError:  # an alias of YAML inside what it stands for
+        raise ValueError(f"{path}: not a YAML of sections: it is nested without end") from None
 
 
 def read_model_config(path):
@@ -72,8 +76,8 @@ def _read(path, heirs):
     bases = content.pop(BASE, None) or []
     merged = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str):
-            raise ValueError(f"{path}: {BASE}: expected the path of a YAML or a list of them, found {base!r}")
+        if not isinstance(base, str) or not base.isprintable():
+            raise ValueError(f"{path}: {BASE}: expected the path of a YAML or a list of them, found {shown(base)}")
         # MindFormers takes a later base's sections whole.
         merged.update(_read(Path(os.path.dirname(path), base), (*heirs, path)))
     return _merge(content, merged)
@@ -92,7 +96,9 @@ def _load(path, heirs):
         raise ValueError(f"{heirs[-1]}: {BASE}: {path} inherits from this file: remove one of them")
     try:
         content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13 is a ValueError
+    except RecursionError:
+        raise
+    except Exception as error:  # a tag on a value that is none of its kind, as in "!!int x", may raise any
         reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not valid YAML: {reason}") from None
     if not isinstance(content, dict):

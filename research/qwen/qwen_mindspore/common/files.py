@@ -11,13 +11,16 @@ from pathlib import Path
 
 from qwen_mindspore.common.folders import user_folder
 from qwen_mindspore.common.json_text import without_infinities
+from qwen_mindspore.common.text import shown
 
-__all__ = ["cache_folder", "check_disk", "check_encoding", "configs_folder", "decode_text", "parse_json", "read_json",
-           "read_text", "replacing", "sha256", "split_lines", "state_folder", "sync_folder", "to_json", "write_json"]
+__all__ = ["cache_folder", "check_disk", "check_encoding", "check_pointer", "configs_folder", "decode_text",
+           "parse_json", "read_json", "read_text", "replacing", "sha256", "split_lines", "state_folder", "sync_folder",
+           "to_json", "write_json"]
 
 # Of several bytes, the longest first: UTF-32's begins as UTF-16's.
 FOREIGN_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
                  codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+POINTER = b"version https://git-lfs"  # https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 
 
 def cache_folder(*parts):
@@ -95,22 +98,48 @@ def read_text(path):
 def parse_json(text):
     """What a JSON text says. Raises ValueError for one that is none, or that is nested beyond all bounds."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_contradiction)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
+def check_pointer(path):
+    """ValueError where a file is what git leaves in place of a large one that it hasn't fetched (git-lfs)."""
+    with open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ValueError(f"{path}: a git-lfs pointer, not the file itself: run `git lfs pull` in its folder, or "
+                             "download the file")
+
+
 def read_json(path):
-    """The dict in a JSON file. Raises ValueError or FileNotFoundError with the path."""
+    """
+    The dict in a JSON file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: No JSON, no object, a git-lfs pointer, or a key that is there twice with different values. The
+            message begins with the path.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the model's {path.name} is needed")
+    check_pointer(path)
     try:
         content = parse_json(decode_text(path.read_bytes()))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}): fetch the file again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}: fetch the file again")
+    return content
+
+
+def _without_contradiction(pairs):
+    """The dict of a JSON object; of a key that comes twice Python would take the last without a word."""
+    content = {}
+    for key, value in pairs:
+        if key in content and content[key] != value:
+            raise ValueError(f"{shown(key)} is there twice, as {shown(content[key])} and as {shown(value)}")
+        content[key] = value
     return content
 
 

@@ -6,12 +6,14 @@ from mindformers.models.llama.llama_config import LlamaConfig
 from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
+from qwen_mindspore.checkpoint.files import read_config as read_released_config
 from qwen_mindspore.checkpoint.packing import EMBEDDING, HEAD, Quantization
 from qwen_mindspore.common.configs import check_section, read_config
-from qwen_mindspore.common.files import read_json, replacing
-from qwen_mindspore.common.keys import MODEL, read_config_json
-from qwen_mindspore.families import QWEN, family_of
+from qwen_mindspore.common.files import replacing
+from qwen_mindspore.common.keys import MODEL
+from qwen_mindspore.families import QWEN
 from qwen_mindspore.model.config_keys import HF_ONLY, KINDS, QWEN_NAMES, check_key, checked, is_known
+from qwen_mindspore.model.released import check_sizes, find_token_ids
 
 __all__ = ["QwenConfig"]
 
@@ -184,7 +186,8 @@ class QwenConfig(LlamaConfig):
     @classmethod
     def from_hf_config(cls, path, **overrides) -> "QwenConfig":
         """
-        Read a released `config.json`.
+        Read a released `config.json`, that of the first release (`n_embd`, ...) as well. Its sizes must be there: no
+        others stand in for them. For the ids of tokens see `model.released.find_token_ids`.
 
         Args:
             path (str): The file, or the folder that holds it.
@@ -194,13 +197,12 @@ class QwenConfig(LlamaConfig):
 
         Raises:
             FileNotFoundError: No such file.
-            ValueError: Not a Qwen config, that of an unconverted quantized model, or see `QwenConfig`.
+            ValueError: Not a Qwen config, that of an unconverted quantized model, one without a size, a token id beyond
+                the vocabulary, or see `QwenConfig`.
         """
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
-        hf = read_json(path)
-        family_of(hf, path)
-        hf = read_config_json(hf, path)
+        hf = read_released_config(path)
         if hf.get("quantization_config"):
             raise ValueError(f"{path}: quantization_config: this is AutoGPTQ's checkpoint: convert it with "
                              "convert/convert_weight.py first")
@@ -215,6 +217,13 @@ class QwenConfig(LlamaConfig):
         values.update(_to_mindformers_names(_checked(overrides)))
         longest = max(values.get("max_position_embedding") or 0, values["seq_length"] or 0)
         values["max_position_embedding"] = longest or None
+        try:
+            Quantization.from_dict(values.get("quantization"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        check_sizes(path, values)
+        ids = find_token_ids(path, hf, values["vocab_size"], QWEN_DEFAULTS["eos_token_id"])
+        values |= {key: value for key, value in ids.items() if overrides.get(key) is None}
         try:
             return cls(**{key: value for key, value in values.items() if value is not None})
         except ValueError as error:

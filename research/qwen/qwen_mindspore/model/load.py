@@ -4,7 +4,7 @@ import numpy as np
 from mindformers.tools.logger import logger
 from mindspore import Parameter, Tensor
 
-from qwen_mindspore.checkpoint.files import Checkpoint, checkpoint_files
+from qwen_mindspore.checkpoint.files import Checkpoint, check_tied_heads, checkpoint_files, how_to_complete
 from qwen_mindspore.checkpoint.formats import FLOATS, Stored
 from qwen_mindspore.checkpoint.packing import PACKED_TYPES
 from qwen_mindspore.families import FAMILIES
@@ -30,11 +30,8 @@ def check_weights(model, tensors, place="checkpoint"):
     expected = _expected(model)
     missing = [name for name in expected if name not in tensors]
     if missing:
-        hint = ""
-        if any(name.startswith(family.prefix("hf", 0)) for name in tensors for family in FAMILIES.values()):
-            hint = "; these are Hugging Face names: convert it with convert/convert_weight.py first"
         raise ValueError(f"{place}: {len(missing)} of {len(expected)} weights are missing, the first is "
-                         f"{missing[0]}{hint}")
+                         f"{missing[0]}; {how_to_complete(missing, expected, tensors)}")
     for name, (shape, dtypes) in expected.items():
         found = tensors[name]
         if "uint8" in (found.dtype, *dtypes) and found.dtype not in dtypes:
@@ -54,10 +51,12 @@ def load_weights(model, path):
         path (str): See `checkpoint.files.checkpoint_files`.
 
     Raises:
-        FileNotFoundError, ValueError: See `checkpoint_files`, `Checkpoint` and `check_weights`; a file is damaged.
+        FileNotFoundError, ValueError: See `checkpoint_files`, `Checkpoint`, `check_weights` and `check_tied_heads`; a
+            file is damaged.
     """
     checkpoint = Checkpoint(checkpoint_files(path))
     check_weights(model, checkpoint.tensors, f"checkpoint {path}")
+    check_tied_heads(checkpoint, _expected(model))
     weights = _weights(model)
     places = _one_array(weights) if model.kernels.dtype == ms.float32 else {}
     packed = set()
@@ -84,10 +83,11 @@ def prepare_weights(model, ckpt_dict):
         dict, the same with the quantized linears' parameters replaced.
 
     Raises:
-        ValueError: See `check_weights`.
+        ValueError: See `check_weights` and `check_tied_heads`.
     """
-    check_weights(model, {name: Stored(tuple(parameter.shape), str(parameter.dtype).lower())
-                          for name, parameter in ckpt_dict.items() if isinstance(parameter, Tensor)})
+    loaded = _Loaded(ckpt_dict)
+    check_weights(model, loaded.tensors)
+    check_tied_heads(loaded, _expected(model))
     prepared = {}
     for cell in _quantized(model):
         parts = cell.weight, cell.scales, cell.zeros
@@ -96,6 +96,23 @@ def prepare_weights(model, ckpt_dict):
         prepared |= {part.name: Parameter(Tensor(array, part.dtype), name=part.name)
                      for part, array in zip(parts, arrays)}
     return {**ckpt_dict, **prepared}
+
+
+class _Loaded:
+    """A dict of Parameters as a Checkpoint."""
+
+    place = "checkpoint"
+
+    def __init__(self, ckpt_dict):
+        self._parameters = {name: value for name, value in ckpt_dict.items() if isinstance(value, Tensor)}
+        self.tensors = {name: Stored(tuple(parameter.shape), str(parameter.dtype).lower())
+                        for name, parameter in self._parameters.items()}
+
+    def read(self, name, first, last):
+        """Rows `first` to `last`, as a torch tensor of float32."""
+        import torch
+
+        return torch.from_numpy(self._parameters[name][first:last].float().asnumpy())
 
 
 def _one_array(weights):

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from qwen_mindspore.checkpoint.files import HUGGING_FACE, Checkpoint, checkpoint_files, read_config
+from qwen_mindspore.checkpoint.files import HUGGING_FACE, Checkpoint, check_tensors, checkpoint_files, read_config
+from qwen_mindspore.checkpoint.names import ms_to_hf
 from qwen_mindspore.families import family_of
 
 
@@ -36,10 +37,12 @@ class TorchQwen:
     @classmethod
     def from_folder(cls, folder):
         """Load a Hugging Face folder: config.json and the weights."""
+        config = read_config(Path(folder, "config.json"))
         checkpoint = Checkpoint(checkpoint_files(folder, HUGGING_FACE))
+        check_tensors(checkpoint, ms_to_hf(config))
         weights = {name: checkpoint.read(name, 0, stored.shape[0]).float()
                    for name, stored in checkpoint.tensors.items() if stored.shape}
-        return cls(read_config(Path(folder, "config.json")), weights)
+        return cls(config, weights)
 
     @property
     def head(self):

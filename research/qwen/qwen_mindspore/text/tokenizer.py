@@ -14,7 +14,7 @@ from mindformers.mindformer_book import MindFormerBook
 from mindformers.models.tokenization_utils import PreTrainedTokenizer
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from qwen_mindspore.common.files import replacing
+from qwen_mindspore.common.files import check_pointer, replacing
 from qwen_mindspore.common.text import shown
 
 __all__ = ["ENDOFTEXT", "IM_END", "IM_START", "QwenTokenizer", "find_vocab_file", "load_vocab"]
@@ -103,8 +103,10 @@ def load_vocab(path):
 
     Raises:
         ValueError: a line that is not of that form (as the last one of a broken download), a rank out of
-            order, a token that comes twice, or a single byte without a token: tiktoken cannot encode then.
+            order, a token that comes twice, or a single byte without a token: tiktoken cannot encode then; or
+            git-lfs's pointer in place of the file.
     """
+    check_pointer(path)
     ranks = {}
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if not line:
