@@ -24,7 +24,6 @@ def source(tmp_path):
 @pytest.fixture
 def hub(tmp_path, monkeypatch, source):
     """The hub; huggingface_hub asks it, and writes after every 256 bytes."""
-    pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 256)
