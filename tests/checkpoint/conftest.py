@@ -15,7 +15,7 @@ def source(tmp_path):
     """The folder of the model on the hub, with what is not to be fetched beside it."""
     folder = write_hf_folder(tmp_path / "source", random_tensors(), {**CONFIG, "seq_length": 32})
     save(folder / "pytorch_model.bin", random_tensors())
-    for other in ("modeling_qwen.py", "README.md", "tokenization_qwen.py", "assets/logo.jpg"):
+    for other in ("modeling_qwen.py", "README.md", "tokenization_qwen.py", "model/other.safetensors"):
         (folder / other).parent.mkdir(exist_ok=True)
         (folder / other).write_text("print('not to be run')")
     return folder

@@ -154,6 +154,10 @@ class HuggingFace:
         except (self.package.errors.LocalEntryNotFoundError, requests.exceptions.RequestException,
                 ConnectionError) as error:
             raise self._explained(error, name, revision) from None
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise OSError(f"{name}: {' '.join(str(error).split())}") from None  # of its check of sizes, several lines
 
     def _explained(self, error, name, revision):
         """What an error of huggingface_hub means, as an exception of one line."""
@@ -258,6 +262,7 @@ def look_up(hub, name, revision=None):
         if found is None or not _weights_in(found[1])[1]:
             raise
         commit, files = found
+    files = {file: remote for file, remote in files.items() if "/" not in file}  # folders are none of the model's
     return Repository(hub, name, revision, commit, {file: files[file] for file in _chosen(name, files)})
 
 
