@@ -66,6 +66,12 @@ class TestNames:
             find_checkpoint(other("a/b", **{"config.json": '{"model_type": "llama"}'}))
         assert not list((tmp_path / "cache").rglob("config.json"))
 
+    def test_nor_does_a_gated_one(self, hub, tmp_path):
+        hub.gated.add(NAME)
+        with pytest.raises(PermissionError, match=f"{NAME} is gated"):
+            find_checkpoint(NAME)
+        assert not place(tmp_path).exists()
+
     def test_neither_a_folder_nor_a_name(self, hub):
         with pytest.raises(FileNotFoundError, match="^Qwen-14B: no such folder, and no name of a hub's model, which is "
                                                     "OWNER/NAME, like Qwen/Qwen-14B$"):

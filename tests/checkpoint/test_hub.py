@@ -4,8 +4,11 @@ import shutil
 import sys
 import types
 from collections import namedtuple
+from pathlib import Path
 
+import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from qwen_mindspore.checkpoint.hub import HUBS, Unreachable, fetch, is_hub_name, look_up
 from qwen_mindspore.common.files import sha256
@@ -29,7 +32,8 @@ class TestWhatIsFetched:
         files = fetched()
         assert set(files) == {"config.json", "generation_config.json", "qwen.tiktoken", WEIGHTS}
         assert all(path.read_bytes() == (source / name).read_bytes() for name, path in files.items())
-        assert not [path for _, path, _, _ in hub.requests if path.endswith((".py", ".bin", ".md", ".jpg"))]
+        others = (".py", ".bin", ".md", "other.safetensors")
+        assert not [path for _, path, _, _ in hub.requests if path.endswith(others)]
 
     def test_bin_where_there_are_no_safetensors(self, fetched, source):
         (source / WEIGHTS).unlink()
@@ -97,6 +101,38 @@ class TestBytesThatDiffer:
         path = fetched()[WEIGHTS]
         path.write_bytes(path.read_bytes()[:-1] + b"?")
         assert sha256(fetched()[WEIGHTS]) == sha256(source / WEIGHTS)
+
+
+class TestWhatOtherProgramsHaveFetched:
+    """It is in huggingface_hub's own cache, and stays there."""
+
+    @pytest.fixture
+    def cached(self, hub):
+        """The weights' path in that cache."""
+        path = huggingface_hub.snapshot_download(NAME, endpoint=hub.url, cache_dir=constants.HF_HUB_CACHE)
+        hub.requests.clear()
+        return Path(path, WEIGHTS)
+
+    def test_it_is_not_fetched_again(self, cached, fetched, hub, source):
+        assert sha256(fetched()[WEIGHTS]) == sha256(source / WEIGHTS)
+        assert hub.bodies(WEIGHTS) == [] and cached.is_file()
+
+    def test_a_damaged_file_is_and_the_other_one_is_left_alone(self, cached, fetched, hub, source):
+        damaged = cached.read_bytes()[:-1] + b"?"
+        cached.write_bytes(damaged)
+        assert sha256(fetched()[WEIGHTS]) == sha256(source / WEIGHTS)
+        assert cached.read_bytes() == damaged and len(hub.bodies(WEIGHTS)) == 1
+
+    def test_it_does_without_a_connection(self, cached, fetched, unreachable, source):
+        unreachable()
+        assert sha256(fetched()[WEIGHTS]) == sha256(source / WEIGHTS)
+
+    def test_a_model_of_which_it_has_no_weights_does_not(self, cached, fetched, unreachable):
+        for path in (cached, cached.with_name("pytorch_model.bin")):
+            path.unlink()
+        unreachable()
+        with pytest.raises(Unreachable, match="can't be reached"):
+            fetched()
 
 
 class TestRefusals:
@@ -208,10 +244,10 @@ class TestModelScope:
     def package(self, monkeypatch, source):
         """A modelscope that has the model."""
         class HubApi:
-            def get_model_files(self, name, revision):
+            def list_repo_files(self, name, kind, revision):
                 if name != NAME:
                     raise package.NotExistError("404: record not found")
-                return [{"Path": path.name, "Size": path.stat().st_size, "Sha256": sha256(path), "Revision": revision}
+                return [types.SimpleNamespace(path=path.name, size=path.stat().st_size, sha256=sha256(path))
                         for path in source.iterdir() if path.is_file()]
 
         def model_file_download(name, file, revision, local_dir):
@@ -219,7 +255,8 @@ class TestModelScope:
 
         package = types.ModuleType("modelscope")
         package.NotExistError = type("NotExistError", (Exception,), {})
-        for name, content in (("modelscope", {}), ("modelscope.hub", {}), ("modelscope.hub.api", {"HubApi": HubApi}),
+        for name, content in (("modelscope", {}), ("modelscope.hub", {}), ("modelscope_hub", {}),
+                              ("modelscope_hub.api", {"HubApi": HubApi}),
                               ("modelscope.hub.file_download", {"model_file_download": model_file_download})):
             module = package if name == "modelscope" else types.ModuleType(name)
             vars(module).update(content)
@@ -242,7 +279,7 @@ class TestModelScope:
         def fail(*_, **__):
             raise RuntimeError("several\nlines")
 
-        monkeypatch.setattr(sys.modules["modelscope.hub.api"].HubApi, "get_model_files", fail)
+        monkeypatch.setattr(sys.modules["modelscope_hub.api"].HubApi, "list_repo_files", fail)
         with pytest.raises(Unreachable, match=r"not fetched from ModelScope \(RuntimeError: several lines\)"):
             look_up("modelscope", NAME)
 

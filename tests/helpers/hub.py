@@ -29,7 +29,7 @@ class Hub:
         breaks (int): How many more do.
         corrupt (dict): Name of a file -> in how many more of its bodies a byte is another one.
         refuse (int): The status of every answer, without a body. None: answers are as they should be.
-        gated (set): Names of repositories that the user may not read.
+        gated (set): Names of repositories whose files the user may not read.
         on_sent (function): Is told, after each chunk of weights, how many bytes of the body were sent.
     """
 
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(self.hub.refuse)
         elif repository not in self.hub.repositories:
             self._fail(401 if info else 404, "RepoNotFound")
-        elif repository in self.hub.gated:
+        elif file and repository in self.hub.gated:
             self._fail(403, "GatedRepo")
         elif revision not in (None, "main", "v1", COMMIT):
             self._fail(404, "RevisionNotFound")

@@ -136,9 +136,9 @@ def _look_up(hub, name, revision, entry):
 def _fetch(entry):
     try:
         fetch(entry.repository, entry.download)
-    except ValueError:
+    except (ValueError, PermissionError):
         if not any((entry.download / name).is_file() for name in entry.repository.weights):
-            shutil.rmtree(entry.folder)  # it is no Qwen: nothing to keep
+            shutil.rmtree(entry.folder)  # it is no Qwen, or a gated one: nothing to keep
         raise
 
 

@@ -104,6 +104,19 @@ class HuggingFace:
         return info.sha, {file.rfilename: RemoteFile(file.size, file.lfs.sha256 if file.lfs else None,
                                                      None if file.lfs else file.blob_id) for file in info.siblings}
 
+    def cached(self, name, revision, file):
+        """The path of a file in huggingface_hub's own cache, where other programs may have put it, or None."""
+        found = self.package.try_to_load_from_cache(name, file, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+    def list_cached(self, name, revision):
+        """What `list_files` gives, of that cache and without a connection; None where it has no such model."""
+        config = self.cached(name, revision, "config.json")
+        if config is None:
+            return None
+        return config.parent.name, {path.name: RemoteFile(path.stat().st_size) for path in config.parent.iterdir()
+                                    if path.is_file()}
+
     def download(self, repository, name, folder):
         """Fetch a file into a folder; resumes."""
         import requests
@@ -112,8 +125,9 @@ class HuggingFace:
         while True:
             try:
                 with self._one_line(repository.name, repository.revision):
-                    self.package.hf_hub_download(repository.name, name, revision=repository.commit, local_dir=folder,
-                                                 endpoint=self.endpoint, library_name="qwen-mindspore")
+                    self.package.hf_hub_download(
+                        repository.name, name, revision=repository.commit, local_dir=folder, endpoint=self.endpoint,
+                        cache_dir=folder / ".none", library_name="qwen-mindspore")  # what is cached was looked at
                 return
             except requests.exceptions.ChunkedEncodingError:  # huggingface_hub doesn't go on after this one
                 before, begun = begun, _bytes_in(folder)
@@ -140,6 +154,10 @@ class HuggingFace:
         except (self.package.errors.LocalEntryNotFoundError, requests.exceptions.RequestException,
                 ConnectionError) as error:
             raise self._explained(error, name, revision) from None
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise OSError(f"{name}: {' '.join(str(error).split())}") from None  # of its check of sizes, several lines
 
     def _explained(self, error, name, revision):
         """What an error of huggingface_hub means, as an exception of one line."""
@@ -173,11 +191,17 @@ class ModelScope:
 
     def list_files(self, name, revision):
         """See HuggingFace. ModelScope's commit is not asked for: a revision is kept as it was when it was fetched."""
-        from modelscope.hub.api import HubApi
+        from modelscope_hub.api import HubApi  # what modelscope stands on; its own list has no digests
 
         with self._one_line(name, revision):
-            files = HubApi().get_model_files(name, revision=revision)
-        return revision, {file["Path"]: RemoteFile(file["Size"], file.get("Sha256") or None) for file in files}
+            files = HubApi().list_repo_files(name, "model", revision=revision)
+        return revision, {file.path: RemoteFile(file.size, file.sha256 or None) for file in files}
+
+    def cached(self, name, revision, file):
+        """None: what modelscope's cache has is not looked for."""
+
+    def list_cached(self, name, revision):
+        """None, see `cached`."""
 
     def download(self, repository, name, folder):
         """See HuggingFace; modelscope goes on after a broken connection by itself."""
@@ -231,28 +255,42 @@ def look_up(hub, name, revision=None):
     """
     client = HUBS[hub]()
     revision = revision or client.default_revision
-    commit, files = client.list_files(name, revision)
+    try:
+        commit, files = client.list_files(name, revision)
+    except Unreachable:
+        found = client.list_cached(name, revision)
+        if found is None or not _weights_in(found[1])[1]:
+            raise
+        commit, files = found
+    files = {file: remote for file, remote in files.items() if "/" not in file}  # folders are none of the model's
     return Repository(hub, name, revision, commit, {file: files[file] for file in _chosen(name, files)})
 
 
 def _chosen(name, files):
     """The names of the files to fetch, what describes the model first; FileNotFoundError where there are no weights."""
-    described = [file for file in DESCRIPTIONS if file in files]
+    suffix, weights = _weights_in(files)
+    if not weights:
+        raise FileNotFoundError(f"{name}: no weights in this repository, expected {' or '.join(HUGGING_FACE)}, found "
+                                f"{', '.join(sorted(files)[:5]) or 'nothing'}: name one with a whole model")
+    if "config.json" not in files:
+        raise FileNotFoundError(f"{name}: no config.json in this repository: name one with a whole model")
+    return [*(file for file in DESCRIPTIONS if file in files), *fnmatch.filter(sorted(files), f"*{suffix}.index.json"),
+            *weights]
+
+
+def _weights_in(files):
+    """(suffix, names) of the weights among files, the best suffix that is there."""
     for suffix in (".safetensors", ".bin"):
         patterns = [pattern for pattern in HUGGING_FACE if pattern.endswith(suffix)]
         weights = sorted(file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in patterns))
         if weights:
-            if "config.json" not in files:
-                raise FileNotFoundError(f"{name}: no config.json in this repository: name one with a whole model")
-            return [*described, *sorted(file for file in files if fnmatch.fnmatch(file, f"*{suffix}.index.json")),
-                    *weights]
-    raise FileNotFoundError(f"{name}: no weights in this repository, expected {' or '.join(HUGGING_FACE)}, found "
-                            f"{', '.join(sorted(files)[:5]) or 'nothing'}: name one with a whole model")
+            return suffix, weights
+    return None, []
 
 
 def fetch(repository, folder):
     """
-    Fetch a model, but for what is in the folder already.
+    Fetch a model, but for what is in the folder already, or in huggingface_hub's cache.
 
     What describes the model comes first and is looked at; then the size is told, the disk is looked at, for the weights
     and for the copy that they will be converted to, and the weights come.
@@ -268,7 +306,12 @@ def fetch(repository, folder):
     """
     client, weights = HUBS[repository.hub](), set(repository.weights)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in repository.files.keys() - weights:
+    for name in repository.files:
+        cached = client.cached(repository.name, repository.commit, name)
+        if cached and not (folder / name).is_file():
+            (folder / name).unlink(missing_ok=True)  # a link to what is gone
+            (folder / name).symlink_to(cached)
+    for name in (name for name in repository.files if name not in weights):
         _fetch_file(client, repository, name, folder)
     check_description(folder, repository.name)
     total = sum(repository.files[name].size for name in weights)

@@ -131,7 +131,8 @@ class Entry:
 
 def hub_entry(repository):
     """The Entry of a Repository, there or not."""
-    folder = _hub_folder(repository.hub, repository.name) / repository.commit.replace("/", "--")
+    commit = repository.commit.replace("/", "--").lstrip(".") or "-"  # a branch, on ModelScope
+    folder = _hub_folder(repository.hub, repository.name) / commit
     info = {"hub": repository.hub, "name": repository.name, "revision": repository.revision,
             "commit": repository.commit, "files": {name: asdict(file) for name, file in repository.files.items()}}
     return Entry(folder, info)
