@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from qwen_mindspore.common.files import to_json
-from qwen_mindspore.common.json_text import DEEPEST, Number, dump_json, exact, parse_json, without_infinities
+from qwen_mindspore.common.json_text import DEEPEST, Number, dump_json, exact, parse_exact_json, without_infinities
 
 INF, NAN = math.inf, math.nan
 
@@ -25,14 +25,14 @@ def strictly(line):
                                   "0.5", "7", "123456789012345678901234567890.5", "12345678901234567890", "9" * 5000])
 def test_a_number_is_written_as_it_was_read(text):
     for line in (f'{{"id": {text}}}', f'[{text}, {{"a": [{text}]}}]'):
-        assert dump_json(parse_json(line)) == line.encode()
-        assert dump_json(copy.deepcopy(parse_json(line))) == line.encode()
+        assert dump_json(parse_exact_json(line)) == line.encode()
+        assert dump_json(copy.deepcopy(parse_exact_json(line))) == line.encode()
 
 
 def test_a_number_is_a_float_for_all_else():
-    number = parse_json("1.10")
+    number = parse_exact_json("1.10")
     assert number == 1.1 and isinstance(number, float) and repr(number) == "1.10"
-    assert type(parse_json("0.5")) is float and type(parse_json("7")) is int and parse_json("1e400") == INF
+    assert type(parse_exact_json("0.5")) is float and type(parse_exact_json("7")) is int and parse_exact_json("1e400") == INF
 
 
 def test_text_that_looks_like_a_mark_stays_text():
@@ -44,13 +44,13 @@ def test_text_that_looks_like_a_mark_stays_text():
                                   "]" * (DEEPEST + 1), '{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1)])
 def test_what_is_no_json_or_too_deep_is_refused(text):
     with pytest.raises(ValueError):
-        parse_json(text)
+        parse_exact_json(text)
 
 
 def test_what_is_read_can_be_written():
     deepest = "[" * DEEPEST + "]" * DEEPEST
-    assert dump_json(parse_json(deepest)) == deepest.encode()
-    assert dump_json([1, parse_json(deepest)]).endswith(b"]" * (DEEPEST + 1))
+    assert dump_json(parse_exact_json(deepest)) == deepest.encode()
+    assert dump_json([1, parse_exact_json(deepest)]).endswith(b"]" * (DEEPEST + 1))
 
 
 @pytest.mark.parametrize("value, written", [

@@ -9,7 +9,7 @@ import numpy as np
 from qwen_mindspore.batch.assemble import build_worker
 from qwen_mindspore.batch.records import Record, read_records
 from qwen_mindspore.batch.worker import Result
-from qwen_mindspore.common.json_text import DEEPEST, dump_json, parse_json
+from qwen_mindspore.common.json_text import DEEPEST, dump_json, parse_exact_json
 from qwen_mindspore.common.progress import say
 from qwen_mindspore.generate.build import load_config
 
@@ -60,7 +60,7 @@ def answer_on_ray(args, config, format, journal):
                                  runtime_env={"env_vars": environment}, **resources)
     try:
         for batch in answers.iter_batches(batch_size=None, prefetch_batches=0):
-            results = [Result(*parse_json(result, WRAPPED)) for result in batch["result"]]
+            results = [Result(*parse_exact_json(result, WRAPPED)) for result in batch["result"]]
             yield results, int(batch["tokens"].sum())
     except ray.exceptions.RayError as error:
         # Ray tells of an error by the traceback of the actor, whose last line says what it was.
@@ -148,7 +148,7 @@ class Actor:
     def __call__(self, batch):
         """Answer a group of rows; yields each Result when it is there."""
         results, given = [], 0
-        rows = parse_json(batch["group"][0], WRAPPED)
+        rows = parse_exact_json(batch["group"][0], WRAPPED)
         for row in rows:
             self.inbox.put((Record(*row), results))
         while given < len(rows):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen_mindspore.common.extras import import_extra
-from qwen_mindspore.common.json_text import check_depth, dump_json, exact, parse_json
+from qwen_mindspore.common.json_text import check_depth, dump_json, exact, parse_exact_json
 from qwen_mindspore.common.text import shown
 
 __all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records"]
@@ -132,7 +132,7 @@ class JsonLines(Lines):
     def parse(number, text, prompt_column=None):
         """The Record of a line's text."""
         try:
-            fields = parse_json(text)
+            fields = parse_exact_json(text)
         except ValueError as error:
             return Record(number, error=f"invalid JSON: {error}", source=text)
         return _object(number, fields)

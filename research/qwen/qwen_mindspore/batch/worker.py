@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qwen_mindspore.batch.journal import ANSWER, ERROR
-from qwen_mindspore.common.json_text import Number, parse_json
+from qwen_mindspore.common.json_text import Number, parse_exact_json
 from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.answers import Answers, prompt_of, text_of
 from qwen_mindspore.generate.settings import ALLOWED, checked_setting, from_text
@@ -267,7 +267,7 @@ def _parsed(value):
     if not isinstance(value, str):
         return value
     try:
-        return parse_json(value)
+        return parse_exact_json(value)
     except ValueError:
         raise ValueError(f"expected JSON, found {shown(value)}") from None
 
@@ -277,7 +277,7 @@ def _parsed_or_text(value):
     if not isinstance(value, str):
         return value
     try:
-        return parse_json(value.lower() if value in ("True", "False") else value)
+        return parse_exact_json(value.lower() if value in ("True", "False") else value)
     except ValueError:
         return value
 
@@ -291,7 +291,7 @@ def _setting(column, name, value):
     if isinstance(value, str) and not value.startswith("["):
         return (value,)
     try:
-        value = parse_json(value) if isinstance(value, str) else value
+        value = parse_exact_json(value) if isinstance(value, str) else value
     except ValueError:
         value = (value,)  # "[" may begin a word, too
     _check_setting(column, name, value)

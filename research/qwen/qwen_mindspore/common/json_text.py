@@ -5,7 +5,7 @@ import re
 import secrets
 from decimal import Decimal
 
-__all__ = ["DEEPEST", "Number", "check_depth", "dump_json", "exact", "parse_json", "without_infinities"]
+__all__ = ["DEEPEST", "Number", "check_depth", "dump_json", "exact", "parse_exact_json", "without_infinities"]
 
 DEEPEST = 100  # lists and objects within each other
 LONGEST_INT = 4000  # digits that Python makes a number of, with some to spare
@@ -26,7 +26,7 @@ class Number(float):
         return self.text
 
 
-def parse_json(text, deepest=DEEPEST):
+def parse_exact_json(text, deepest=DEEPEST):
     """
     What `json.loads` gives, but for numbers that Python can't hold as they stand: those are `Number`s.
 
@@ -58,13 +58,16 @@ def exact(content):
 
 def check_depth(content, deepest=DEEPEST):
     """ValueError where lists and objects are nested too deep."""
-    level, depth = [content], 0
+    level, depth = _nested([content]), 0
     while level:
-        level = [item for part in level if isinstance(part, (dict, list))
-                 for item in (part.values() if isinstance(part, dict) else part)]
         depth += 1
-        if depth > deepest + 1:
+        if depth > deepest:
             raise ValueError(_too_deep(deepest))
+        level = _nested(item for part in level for item in (part.values() if isinstance(part, dict) else part))
+
+
+def _nested(items):
+    return [item for item in items if isinstance(item, (dict, list))]
 
 
 def dump_json(content):
