@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# bash scripts/test_kernels.sh [pytest arguments]: the tests of the kernels, and what the model computes with them, once with
-# the C++ built for AVX2 and once for x86-64 without any AVX. scripts/test.sh builds it for the CPU at hand.
+# bash scripts/test_kernels.sh [pytest arguments]: the tests of the kernels, and what the model computes with them, once
+# with the C++ built for AVX2 and once for x86-64 without any AVX. scripts/test.sh builds it for the CPU at hand.
 set -euo pipefail
 if [ "$(uname -m)" != x86_64 ]; then
     echo "test_kernels: x86-64 alone has these builds, found $(uname -m): scripts/test.sh tests the kernels here" >&2

@@ -347,6 +347,7 @@ void attend_many(const Qkv &qkv, const std::vector<Queries> &runs, float *out, T
 // a scale and a zero, as the reference has it. Source: quantize_cache_v in modeling_qwen.py of the released checkpoints.
 void to_8_bits(const float *x, int64_t stride, int64_t count, const int32_t *slots, const Qkv &qkv, int64_t h,
                const CachePart &half) {
+  if (count == 0) return;  // a sequence that this call has nothing of
   float low = x[0], high = x[0];
   for (int64_t t = 0; t < count; ++t) {
     for (int64_t d = 0; d < qkv.size; ++d) {

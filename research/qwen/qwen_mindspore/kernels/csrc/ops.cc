@@ -8,12 +8,6 @@
 namespace qwen {
 namespace {
 
-// Memory between two kernels of one operator. Operators run one after the other.
-float *between(int which, size_t floats) {
-  static Buffer buffers[5];
-  return buffers[which].reserve(floats);
-}
-
 // The weights that are inputs 2 and on: the weight, and of scales, zeros, order and bias, in this order, what there is.
 // Input 0 is x [T, in]; input 1, of `CpuKernels.bind`, says the kind, the group_size (not above 0: all inputs), and of zeros,
 // order and bias whether they are there.
@@ -43,7 +37,8 @@ struct LayerWeights {
 static_assert(sizeof(LayerWeights) == 69 * 8, "FIELDS of layer_table.py");
 
 // x [T, hidden]; settings: epsilon and the cache's block_size; address and length of an array of LayerWeights, int64 [2];
-// cos, sin, query cos and query sin [T, D / 2]. What the operators that run all layers have in common.
+// cos, sin, query cos and query sin [T, D / 2]. What the operators that run all layers have in common. While there is one,
+// no other operator runs.
 class Layers {
  public:
   static constexpr int kInputs = 7;
@@ -57,16 +52,18 @@ class Layers {
   }
 
   int64_t tokens() const { return tokens_; }
-  int64_t row_size() const { return row_size_; }
+
+  // Memory for a cache that lasts as long as this, of keys (0) or values (1).
+  float *own_cache(int part) { return pool_.between(3 + part, tokens_ * row_size_); }
 
   // Runs them, with attend(thread, layer, qkv, out) between the projections of each.
   template <typename Attend>
   void run(const Attend &attend) {
     const int64_t width = layers_->w1.outputs;
-    float *qkv = between(0, tokens_ * 3 * row_size_), *attended = between(1, tokens_ * row_size_);
-    float *inner = between(2, tokens_ * width), *out = op_.out();
+    float *qkv = pool_.between(0, tokens_ * 3 * row_size_), *attended = pool_.between(1, tokens_ * row_size_);
+    float *inner = pool_.between(2, tokens_ * width), *out = op_.out();
     qkv_.data = qkv;
-    Pool::get().run([&](Thread &thread) {
+    pool_.run([&](Thread &thread) {
       const float *x = op_.f32(0);
       for (const LayerWeights *layer = layers_; layer < layers_ + count_; ++layer) {
         linears(thread, x, tokens_, hidden_, {layer->attention_norm, epsilon_}, {layer->wq, layer->wk, layer->wv},
@@ -81,6 +78,8 @@ class Layers {
   }
 
  private:
+  Pool &pool_ = Pool::get();
+  const std::unique_lock<std::recursive_mutex> alone_ = pool_.alone();
   const Op &op_;
   const int64_t tokens_, hidden_;
   const float epsilon_;
@@ -128,8 +127,8 @@ QWEN_SHAPE(QwenLayers, {shapes[0][0], shapes[0][1]})
 // See Layers, with T = B * S; then input_ids [B, S] (for its shape) -> [T, hidden]
 QWEN_OP(QwenLayersWhole, {
   Layers layers(op);
-  const int64_t batch = op.dim(Layers::kInputs, 0), tokens = layers.tokens(), floats = tokens * layers.row_size();
-  const Cache cache{{between(3, floats), nullptr}, {between(4, floats), nullptr}, nullptr, 0, 0};
+  const int64_t batch = op.dim(Layers::kInputs, 0), tokens = layers.tokens();
+  const Cache cache{{layers.own_cache(0), nullptr}, {layers.own_cache(1), nullptr}, nullptr, 0, 0};
   std::vector<int32_t> slots(tokens);
   std::iota(slots.begin(), slots.end(), 0);
   const std::vector<int32_t> lengths(batch, tokens / batch);

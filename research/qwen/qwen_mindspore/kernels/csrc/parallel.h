@@ -8,6 +8,9 @@
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #endif
+#if defined(QWEN_POISON_BUFFERS)
+#include <sanitizer/asan_interface.h>
+#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -74,10 +77,23 @@ class Buffer {
     constexpr size_t kLineFloats = kLineBytes / sizeof(float);
     if (memory_.size() < floats + kLineFloats) memory_ = std::vector<float>(floats + kLineFloats);
     const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-    return reinterpret_cast<float *>((address + kLineBytes - 1) / kLineBytes * kLineBytes);
+    auto *begin = reinterpret_cast<float *>((address + kLineBytes - 1) / kLineBytes * kLineBytes);
+    bound(begin, floats);
+    return begin;
   }
 
  private:
+  // Under AddressSanitizer: what is behind the floats is nobody's, though more were asked for before.
+  void bound(float *begin, size_t floats) {
+#if defined(QWEN_POISON_BUFFERS)
+    const size_t all = memory_.data() + memory_.size() - begin;
+    __asan_unpoison_memory_region(begin, floats * sizeof(float));
+    __asan_poison_memory_region(begin + floats, (all - floats) * sizeof(float));
+#else
+    static_cast<void>(begin), static_cast<void>(floats);
+#endif
+  }
+
   std::vector<float> memory_;
 };
 
@@ -134,9 +150,16 @@ class Pool {
     return threads;
   }
 
+  // Others who want the pool wait while this is held. For an operator that keeps something between its kernels: models
+  // may run in several threads of a process.
+  std::unique_lock<std::recursive_mutex> alone() { return std::unique_lock<std::recursive_mutex>(mutex_); }
+
+  // Memory between two kernels of an operator, which is `alone`; there are five.
+  float *between(int which, size_t floats) { return between_[which].reserve(floats); }
+
   // Runs a region: work on every thread, of which the first is the caller's. Returns when all are done. One at a time.
   void run(const std::function<void(Thread &)> &work) {
-    std::lock_guard<std::mutex> one_region(region_);
+    const auto one_region = alone();
     work_ = &work;
     running_.store(size_, std::memory_order_relaxed);
     restart();
@@ -184,9 +207,9 @@ class Pool {
   static constexpr int kLooks = 600, kLooksBetween = 10000;
   const int size_;
   std::vector<Stretch> stretches_;
-  Buffer shared_;
+  Buffer shared_, between_[5];
   const std::function<void(Thread &)> *work_ = nullptr;
-  std::mutex region_;
+  std::recursive_mutex mutex_;
   Signal begun_, finished_, round_;
   std::atomic<int> running_{0}, arrived_{0};
   std::atomic<int64_t> next_item_{0};
