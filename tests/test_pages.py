@@ -7,6 +7,7 @@ for anything. The blocks of a page are run in order, in a folder of its own with
 """
 import ast
 import importlib
+import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,17 @@ from pathlib import Path
 import pytest
 
 from helpers import ROOT
-from helpers.pages import anchors_of, blocks_of, commands_of, links_of, make_folder, prose_of, run_python, run_shell
+from helpers.pages import (
+    Block,
+    anchors_of,
+    blocks_of,
+    commands_of,
+    links_of,
+    make_folder,
+    prose_of,
+    run_python,
+    run_shell,
+)
 from qwen_mindspore.cli.main import VERBS
 from qwen_mindspore.common.configs import read_config
 from qwen_mindspore.common.files import cache_folder
@@ -59,6 +70,58 @@ def test_a_mark_is_one_of_the_list(block):
     if block.mark == "output":
         before = BLOCKS[BLOCKS.index(block) - 1]
         assert before.page == block.page and not before.mark and (before.is_shell or before.language == "python")
+
+
+# How pages are read
+
+def test_blocks_are_read_with_their_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("""Text
+<!-- needs an NPU -->
+
+```shell
+ls
+```
+<!-- gone -->
+- a list
+
+  ```python
+  if True:
+      print()
+  ```
+""")
+    assert blocks_of(page) == [Block(page, 5, "shell", "ls\n", "needs an NPU"),
+                               Block(page, 11, "python", "if True:\n    print()\n", "")]
+
+
+@pytest.mark.parametrize("code, commands", [
+    ("A=1 ls -l \\\n  b  # c\n# d\n", [["ls", "-l", "b"]]),
+    ("A=~/x\nls 'a\nb' | cat 2>/dev/null && source x; pip > y\n", [["ls", "a\nb"], ["cat"], ["source", "x"], ["pip"]]),
+])
+def test_commands_are_told_apart(code, commands):
+    assert commands_of(code) == commands
+
+
+@pytest.mark.process
+def test_shell_blocks_share_what_they_set_and_one_that_fails_is_named(tmp_path):
+    blocks = [Block(README, line, "shell", code, "") for line, code in ((5, "A=1; cd /\n"), (9, "echo $A $PWD\n"))]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert run_shell(blocks, folder, dict(os.environ)) == ["", "1 /\n"]
+    failing = [*blocks, Block(README, 12, "shell", "ls /nowhere | cat\n", ""), Block(README, 15, "shell", "ls\n", "")]
+    folder = tmp_path / "again"
+    folder.mkdir()
+    with pytest.raises(AssertionError, match="README.md:12: exit code 2(.|\n)*nowhere"):
+        run_shell(failing, folder, {**os.environ, "LC_ALL": "C"})
+
+
+@pytest.mark.process
+def test_python_blocks_share_their_names_and_one_that_fails_is_named(tmp_path):
+    blocks = [Block(README, line, "python", code, "") for line, code in ((5, "a = 1\n"), (9, "print(a)\n"))]
+    assert run_python(blocks, tmp_path, dict(os.environ)) == ["", "1\n"]
+    failing = [*blocks, Block(README, 12, "python", "\n1 / 0\n", ""), Block(README, 15, "python", "print(a)\n", "")]
+    with pytest.raises(AssertionError, match='README.md:12: (.|\n)*README.md", line 13'):
+        run_python(failing, tmp_path, dict(os.environ))
 
 
 # What is typed is there
