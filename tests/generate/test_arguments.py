@@ -77,6 +77,7 @@ def test_what_is_no_generation_config_is_refused(given):
                                         ([9, -1], [9]), (np.int64(9), [9]), ("49158", [49158])])
 def test_an_eos_is_an_id_or_several_or_none(value, ids):
     assert arguments(eos_token_id=value).settings.eos_token_id == ids
+    assert arguments(eos_token_id=[9, 2 ** 40]).settings.eos_token_id == [9], "beyond the vocabulary"
     assert arguments(GenerationConfig(eos_token_id=value)).settings.eos_token_id == ids
 
 

@@ -159,6 +159,21 @@ def test_min_new_tokens_holds_an_eos_back(model):
     assert len(out[0]) >= 6 and first not in out[0][3:5]
 
 
+def test_min_new_tokens_are_each_prompts_own_whatever_it_begins_with(model):
+    """Also those of a prompt that is nothing but padding, which is the end of a text."""
+    prompts = [[256], [5, 9, 5, 1, 2, 3]]
+    firsts = [int(model.generate(prompt, max_new_tokens=1, do_sample=False, eos_token_id=[])[0][-1])
+              for prompt in prompts]
+    ends = [*firsts, 256, 10 ** 6]
+    for given in ({"min_new_tokens": 2}, {"min_length": 3}):
+        out = model.generate(prompts, max_new_tokens=9, do_sample=False, eos_token_id=ends, pad_token_id=256, **given)
+        answers = [ids[len(prompt):].tolist() for ids, prompt in zip(out, prompts)]
+        if "min_new_tokens" in given:
+            assert all(len(answer) >= 3 and not set(answer[:2]) & set(ends) for answer in answers)
+        else:
+            assert len(answers[0]) >= 3 and answers[1] == [firsts[1]], "the second is long enough as it is"
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["cache", "no cache"])
 def either_model(request, build_tiny):
     return build_tiny(use_past=request.param, batch_size=2)

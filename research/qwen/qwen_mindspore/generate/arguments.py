@@ -89,7 +89,8 @@ def generation_arguments(config, generation_config, arguments):
             value = checked_setting(name, from_text(name, value), known)
         setattr(settings, name, bool(value) if known is BOOLEAN else value)
     settings.max_length = settings.max_length or DEFAULT_LENGTH
-    settings.eos_token_id = list(settings.eos_token_id or ())
+    # An end beyond the vocabulary never comes.
+    settings.eos_token_id = [token for token in settings.eos_token_id or () if token < config.vocab_size]
     sequences = settings.num_return_sequences or 1
     if sequences > 1 and not (settings.do_sample and settings.temperature != 0):
         raise ValueError(f"num_return_sequences: {sequences} answers to a prompt would all be the same without "

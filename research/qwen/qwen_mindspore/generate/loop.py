@@ -2,6 +2,7 @@
 MindFormers' interface to generation (GenerationConfig, logits processors, streamers), with far less of the host's time
 a token, and with checks of prompts and settings.
 """
+import copy
 import time
 
 import numpy as np
@@ -19,7 +20,7 @@ import qwen_mindspore.text.chatml  # registered with the model, so that one impo
 import qwen_mindspore.text.processor  # noqa: F401
 from qwen_mindspore.generate.arguments import generation_arguments, prompts_of
 from qwen_mindspore.generate.blocks import call_rows, piece_size
-from qwen_mindspore.generate.sampling import check_logits, check_prompt, next_token, penalize
+from qwen_mindspore.generate.sampling import check_finite, check_logits, check_prompt, next_token, penalize
 from qwen_mindspore.generate.settings import checked_setting
 from qwen_mindspore.model.causal_lm import CausalLM
 
@@ -73,8 +74,7 @@ class QwenForCausalLM(CausalLM):
         limits = [self._limit(row, prompt, settings) for row, prompt in enumerate(prompts)]
         if self.use_past:
             self._check_cache(limits)
-        processors = self.get_logits_processor(settings, max(map(len, prompts)),
-                                               logits_processor or LogitsProcessorList())
+        processors = self._processors(settings, logits_processor)
         uniform = (np.random if seed is None else np.random.RandomState(seed)).random_sample
         was_training = self.training
         self.set_train(False)
@@ -88,6 +88,13 @@ class QwenForCausalLM(CausalLM):
         generated = sum(map(len, out.sequences)) - sum(map(len, prompts))
         logger.info("%d tokens generated, %.1f tokens/s", generated, generated / (time.time() - start))
         return out if settings.return_dict_in_generate else out.sequences
+
+    def _processors(self, settings, own):
+        """MindFormers' logits processors and those of the caller; what holds the end back is in `_choose`."""
+        # MindFormers goes by the longest prompt, and by what is not padding: it fails at a prompt that is an end.
+        settings = copy.copy(settings)
+        settings.min_length = settings.min_new_tokens = None
+        return self.get_logits_processor(settings, 0, own or LogitsProcessorList())
 
     def _continue(self, batch, settings, processors, streamer, uniform):
         """The loop: a step computes the logits of every sequence's last token, and chooses the next."""
@@ -120,10 +127,13 @@ class QwenForCausalLM(CausalLM):
             if is_finished:
                 tokens.append(int(batch.ids[row, batch.lengths[row] - 1]))
                 continue
-            name = f"prompt {row}"
-            place = f"token {batch.lengths[row] - batch.prompt_lengths[row] + 1} of the answer"
-            check_logits(logits[row], name, place)
+            name, answered = f"prompt {row}", batch.lengths[row] - batch.prompt_lengths[row]
+            place = f"token {answered + 1} of the answer"
             scores = logits[row]
+            check_logits(scores, name, place)
+            if answered < (settings.min_new_tokens or 0) or batch.lengths[row] < (settings.min_length or 0):
+                _check_held(scores, settings.eos_token_id, name, place)
+                scores[settings.eos_token_id] = -np.inf
             for processor in processors:
                 scores = _process(processor, batch.ids[row, :batch.lengths[row]], scores)
             tokens.append(next_token(scores, settings, uniform, name, place))
@@ -224,6 +234,12 @@ class Batch:
             answer = self.ids[row, self.prompt_lengths[row]:self.lengths[row]]
             self.finished[row] = self.lengths[row] == self.limits[row] or any(
                 end[-1] == tokens[row] and tuple(answer[-len(end):]) == end for end in self.ends)
+
+
+def _check_held(logits, ends, name, place):
+    """FloatingPointError for logits that are not finite, which are about to be overwritten."""
+    if len(ends):
+        check_finite(logits[ends].max(), name, place)
 
 
 def _process(processor, ids, logits):
