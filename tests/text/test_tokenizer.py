@@ -222,8 +222,8 @@ class TestDecoding:
         [259, 256], (259, 256), np.array([259, 256]), ms.Tensor([259, 256]), [np.int64(259), np.int32(256)],
         torch.tensor([259, 256]), [torch.tensor(259), ms.Tensor(256)], [259.0, 256.0], np.array([259.0, 256.0]),
         torch.tensor([259, 256], dtype=torch.int32), np.array([259, 256], np.uint16),
-    ], ids=["list", "tuple", "array", "Tensor", "numpy ints", "torch", "Tensors", "whole floats", "float array", "int32",
-            "uint16"])
+    ], ids=["list", "tuple", "array", "Tensor", "numpy ints", "torch", "Tensors", "whole floats", "float array",
+            "int32", "uint16"])
     def test_a_sequence_gives_a_str(self, small, ids):
         assert small.decode(ids) == "hellohe"
 

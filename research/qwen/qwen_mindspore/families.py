@@ -280,7 +280,7 @@ def family_of(config, place="config.json"):
         ValueError: It is of no family that is known here.
     """
     found = config.get("model_type")
-    if found not in FAMILIES:
+    if not isinstance(found, str) or found not in FAMILIES:
         known = " or ".join(f"{family.model_type!r} ({family.title})" for family in FAMILIES.values())
         raise ValueError(f"{place}: model_type: expected {known}, found {found!r}")
     return FAMILIES[found]

@@ -242,7 +242,7 @@ def find_quantization(checkpoint):
         return None
     try:
         config = parse_json(decode_text(path.read_bytes()))
-        if not isinstance(config, dict) or config.get("model_type") not in FAMILIES:
+        if not isinstance(config, dict) or str(config.get("model_type")) not in FAMILIES:
             return None
         quantization = read_as(MODEL["quantization"], "quantization", config.get("quantization"))
         Quantization.from_dict(quantization)

@@ -92,7 +92,8 @@ def _load(path, heirs):
         raise ValueError(f"{heirs[-1]}: {BASE}: {path} inherits from this file: remove one of them")
     try:
         content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 13 is a ValueError
+    # Of a date with month 13, of "!!int x" and the like come Python's errors, not PyYAML's.
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
         reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not valid YAML: {reason}") from None
     if not isinstance(content, dict):

@@ -39,8 +39,9 @@ def _unused():
     kinds = {bool: FLAG, int: INTEGER, float: NUMBER, str: TEXT}
     found = {name: optional(kinds[type(default)]) for name, default in defaults.items()
              if type(default) in kinds and name not in MINDFORMERS_KEYS}
-    dtypes = {name for name in defaults if name.endswith(("_dtype", "_compute_type", "_init_type"))}
-    return {**found, **dict.fromkeys(dtypes, optional(DTYPE))}
+    dtypes = {name: optional(DTYPE) if default is None else DTYPE for name, default in defaults.items()
+              if name.endswith(("_dtype", "_compute_type", "_init_type"))}
+    return {**found, **dtypes}
 
 
 KINDS = {**_unused(), **MODEL}
