@@ -58,8 +58,8 @@ def test_of_two_bases_the_later_ones_sections_are_taken(tmp_path):
     ({"own": "[" * 5000}, "own.yaml: not valid YAML"),
     ({"own": "a: !!python/object:x {}\n"}, "own.yaml: not valid YAML: could not determine a constructor"),
     ({"own": "a: 2023-13-01\n"}, "own.yaml: not valid YAML: month must be in 1..12"),
-    ({"own": "a: {7: b}\n"}, "own.yaml: a.7: expected a text as a key, found 7"),
-    ({"own": "~: b\n"}, "own.yaml: None: expected a text as a key, found None"),
+    ({"own": "a: {7: b}\n"}, "own.yaml: a.7: expected a text as a key"),
+    ({"own": "~: b\n"}, "own.yaml: None: expected a text as a key"),
     ({"own": "? [a]\n: b\n"}, "own.yaml: not valid YAML: .*unhashable key"),
 ])
 def test_what_is_wrong_is_said_with_the_file(files, said, tmp_path):

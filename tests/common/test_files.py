@@ -1,6 +1,7 @@
 """Files written whole or not at all, and messages about those that can't be read."""
 import os
 
+import numpy as np
 import pytest
 
 from qwen_mindspore.common.files import (
@@ -130,3 +131,5 @@ def test_a_disk_too_small_is_an_error_that_says_how_much_is_needed(tmp_path):
 def test_long_values_are_cut_off():
     assert shown("x" * 100) == "'" + "x" * 56 + "..."
     assert shown([1, 2]) == "[1, 2]"
+    assert shown("a  b\n") == "'a  b\\n'" and "\n" not in shown(np.zeros((2, 2)))
+    assert shown(10**9999) == "an unreadable int"

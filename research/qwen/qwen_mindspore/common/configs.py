@@ -4,6 +4,7 @@ from pathlib import Path
 
 from qwen_mindspore.common.files import configs_folder, read_text
 from qwen_mindspore.common.keys import read_config_json, read_sections
+from qwen_mindspore.common.text import shown
 
 __all__ = ["check_section", "read_config", "read_model_config"]
 
@@ -64,7 +65,7 @@ def check_section(path, content, section, key):
 def _check_type(path, key, section, known):
     found = section.get("type") if isinstance(section, dict) else section
     if found not in known:
-        raise ValueError(f"{path}: {key}.type: expected {' or '.join(known)}, found {found!r}")
+        raise ValueError(f"{path}: {key}.type: expected {' or '.join(known)}, found {shown(found)}")
 
 
 def _read(path, heirs):
@@ -73,7 +74,7 @@ def _read(path, heirs):
     merged = {}
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
-            raise ValueError(f"{path}: {BASE}: expected the path of a YAML or a list of them, found {base!r}")
+            raise ValueError(f"{path}: {BASE}: expected the path of a YAML or a list of them, found {shown(base)}")
         # MindFormers takes a later base's sections whole.
         merged.update(_read(Path(os.path.dirname(path), base), (*heirs, path)))
     return _merge(content, merged)
@@ -107,7 +108,7 @@ def _check_keys(path, content, place="", depth=0):
         raise ValueError(f"{path}: {place.split('.')[0]}: expected sections, found more than {DEPTH} in each other")
     for key, value in content.items():
         if not isinstance(key, str):
-            raise ValueError(f"{path}: {place}{key}: expected a text as a key, found {key!r}")
+            raise ValueError(f"{path}: {place}{shown(key)}: expected a text as a key")
         if isinstance(value, dict):
             _check_keys(path, value, f"{place}{key}.", depth + 1)
 

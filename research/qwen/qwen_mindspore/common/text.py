@@ -5,8 +5,11 @@ __all__ = ["argument_text", "shown"]
 
 
 def shown(value, limit=60):
-    """`repr(value)`, cut off where it is longer than `limit` characters."""
-    text = repr(value)
+    """`repr(value)` on one line, cut off where it is longer than `limit` characters."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:  # of an integer with thousands of digits
+        text = f"an unreadable {type(value).__name__}"
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 

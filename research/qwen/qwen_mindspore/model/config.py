@@ -11,6 +11,7 @@ from qwen_mindspore.common.configs import check_section, read_config
 from qwen_mindspore.common.files import read_json, replacing
 from qwen_mindspore.common.keys import MODEL, read_config_json
 from qwen_mindspore.common.kinds import DTYPE, optional, read_as
+from qwen_mindspore.common.text import shown
 from qwen_mindspore.families import QWEN, family_of
 from qwen_mindspore.model.config_keys import HF_ONLY, KINDS, QWEN_NAMES, check_key, checked, is_known
 
@@ -103,7 +104,7 @@ class QwenConfig(LlamaConfig):
             ("use_cache_quantization", False))}
         ffn_hidden_size = values.pop("ffn_hidden_size", None)
         if values.pop("model_type", self.model_type) != self.model_type:
-            raise ValueError(f"model_type: expected {self.model_type!r}, found {kwargs['model_type']!r}")
+            raise ValueError(f"model_type: expected {self.model_type!r}, found {shown(kwargs['model_type'])}")
         super().__init__(**{key: value for key, value in values.items() if key not in NOT_KEPT})
         for key, value in extra.items():
             setattr(self, key, value)

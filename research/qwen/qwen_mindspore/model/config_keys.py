@@ -13,6 +13,7 @@ from mindformers.models.llama.llama_config import LlamaConfig
 
 from qwen_mindspore.common.keys import MODEL, QWEN_NAMES
 from qwen_mindspore.common.kinds import DTYPE, FLAG, INTEGER, NUMBER, TEXT, optional, read_as
+from qwen_mindspore.common.text import shown
 
 __all__ = ["HF_ONLY", "KINDS", "QWEN_NAMES", "check_key", "checked", "is_known"]
 
@@ -58,7 +59,8 @@ def check_key(key):
     if not is_known(key):
         names = sorted({*KINDS, *UNCHECKED, *QWEN_NAMES})
         near = difflib.get_close_matches(str(key), names, n=1)
-        raise ValueError(f"{key}: no such key of a QwenConfig" + (f"; did you mean {near[0]}?" if near else ""))
+        name = key if len(str(key)) <= 60 else shown(key)
+        raise ValueError(f"{name}: no such key of a QwenConfig" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def checked(key, value):
