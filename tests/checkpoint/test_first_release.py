@@ -67,7 +67,7 @@ def test_one_old_key_among_todays_is_read_too():
     ({"pos_emb": "learned"}, "pos_emb: expected 'rotary'"), ({"n_inner": 7}, "n_inner: expected None"),
     ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm: expected False"),
     ({"n_layer": None}, "num_hidden_layers is None, expected a positive whole number"),
-    ({"n_head": "2"}, "num_attention_heads is '2', expected a positive whole number"),
+    ({"n_head": "two"}, "num_attention_heads: expected a positive integer, found 'two'"),
 ])
 def test_what_no_qwen_has_is_refused_by_name(tmp_path, change, message):
     folder = write_hf_folder(tmp_path / "hf", random_tensors(), {**FIRST, **change})

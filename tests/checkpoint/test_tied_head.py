@@ -77,10 +77,10 @@ def test_what_is_not_tied_keeps_its_head(tmp_path, tied):
     assert torch.equal(load_folder(tmp_path / "ms")[HEAD], random_tensors()[HEAD])
 
 
-@pytest.mark.parametrize("tied", ["perhaps", 2, [], "1"])
+@pytest.mark.parametrize("tied", ["perhaps", 2, []])
 def test_what_neither_ties_nor_does_not_is_refused(tmp_path, tied):
     folder = write_hf_folder(tmp_path / "hf", random_tensors(), {**CONFIG, "tie_word_embeddings": tied})
-    with pytest.raises(ValueError, match="tie_word_embeddings is .*, expected true or false"):
+    with pytest.raises(ValueError, match="tie_word_embeddings: expected true or false"):
         convert_weight(folder, tmp_path / "ms")
 
 

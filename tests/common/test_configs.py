@@ -58,8 +58,8 @@ def test_of_two_bases_the_later_ones_sections_are_taken(tmp_path):
     ({"own": "[" * 5000}, "own.yaml: not valid YAML"),
     ({"own": "a: !!python/object:x {}\n"}, "own.yaml: not valid YAML: could not determine a constructor"),
     ({"own": "a: 2023-13-01\n"}, "own.yaml: not valid YAML: month must be in 1..12"),
-    ({"own": "a: {7: b}\n"}, "own.yaml: a.7: expected a text as a key, found 7"),
-    ({"own": "~: b\n"}, "own.yaml: None: expected a text as a key, found None"),
+    ({"own": "a: {7: b}\n"}, "own.yaml: a.7: expected a text as a key"),
+    ({"own": "~: b\n"}, "own.yaml: None: expected a text as a key"),
     ({"own": "? [a]\n: b\n"}, "own.yaml: not valid YAML: .*unhashable key"),
 ])
 def test_what_is_wrong_is_said_with_the_file(files, said, tmp_path):
@@ -137,7 +137,7 @@ def test_whatever_yaml_stumbles_over_is_one_line_with_the_file(text, tmp_path):
 
 def test_an_alias_inside_what_it_stands_for_has_an_end(tmp_path):
     path = write(tmp_path, own="base_config: base.yaml\na: &a {b: *a}\n", base="a: &a {b: *a}\n")
-    with pytest.raises(ValueError, match=f"{path}: not a YAML of sections: it is nested without end"):
+    with pytest.raises(ValueError, match="own.yaml: a: expected sections, found more than 64"):
         read_config(path)
 
 

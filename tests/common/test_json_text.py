@@ -32,7 +32,8 @@ def test_a_number_is_written_as_it_was_read(text):
 def test_a_number_is_a_float_for_all_else():
     number = parse_exact_json("1.10")
     assert number == 1.1 and isinstance(number, float) and repr(number) == "1.10"
-    assert type(parse_exact_json("0.5")) is float and type(parse_exact_json("7")) is int and parse_exact_json("1e400") == INF
+    assert type(parse_exact_json("0.5")) is float and type(parse_exact_json("7")) is int
+    assert parse_exact_json("1e400") == INF
 
 
 def test_text_that_looks_like_a_mark_stays_text():

@@ -10,6 +10,7 @@ A name is given without `.weight` and `.bias`. Where several modules have one na
 their rows stacked in the order of the table, as those of q, k and v in Qwen's `c_attn`. Weights are [out, in] on every
 side. This module imports nothing but the standard library.
 """
+import reprlib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -294,5 +295,5 @@ def family_of(config, place="config.json"):
     found = config.get("model_type")
     if not isinstance(found, str) or found not in FAMILIES:
         known = " or ".join(f"{family.model_type!r} ({family.title})" for family in FAMILIES.values())
-        raise ValueError(f"{place}: model_type: expected {known}, found {found!r}")
+        raise ValueError(f"{place}: model_type: expected {known}, found {reprlib.repr(found)}")
     return FAMILIES[found]

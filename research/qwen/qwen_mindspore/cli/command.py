@@ -1,5 +1,7 @@
 """How every command runs: answers on standard output, all else on standard error, signals, and errors of one line."""
+import codecs
 import contextlib
+import locale
 import os
 import signal
 import sys
@@ -46,6 +48,7 @@ def run_command(name, work, verbose=False, interrupted="interrupted", failed=1):
             raise OSError("standard output is closed: there is no place for answers")
         _check_working_folder()
         check_threads()
+        _write_utf8()
         with stdout_for_answers(verbose) as answers:
             return work(answers) or 0
     except BrokenPipeError:  # who reads has read enough, as `head` does
@@ -79,6 +82,14 @@ def _open_standard_streams():
             stream = open(number, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
     return is_open[1]
+
+
+def _write_utf8():
+    """MindFormers writes its result by the locale, in which there may be no Chinese: then by one of UTF-8."""
+    if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        os.environ["LC_ALL"] = "C.UTF-8"  # some import sets the locale by it
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
 
 
 def _check_working_folder():

@@ -28,10 +28,7 @@ def read_config(path):
         FileNotFoundError: No such file, or a base is missing.
         ValueError: Not YAML, not a dict, or bases that name each other.
     """
-    try:
-        return _read(Path(path), ())
-    except RecursionError:  # an alias of YAML inside what it stands for
-        raise ValueError(f"{path}: not a YAML of sections: it is nested without end") from None
+    return _read(Path(path), ())
 
 
 def read_model_config(path):
@@ -68,7 +65,7 @@ def check_section(path, content, section, key):
 def _check_type(path, key, section, known):
     found = section.get("type") if isinstance(section, dict) else section
     if found not in known:
-        raise ValueError(f"{path}: {key}.type: expected {' or '.join(known)}, found {found!r}")
+        raise ValueError(f"{path}: {key}.type: expected {' or '.join(known)}, found {shown(found)}")
 
 
 def _read(path, heirs):
@@ -96,8 +93,6 @@ def _load(path, heirs):
         raise ValueError(f"{heirs[-1]}: {BASE}: {path} inherits from this file: remove one of them")
     try:
         content = yaml.safe_load(read_text(path))
-    except RecursionError:
-        raise
     except Exception as error:  # a tag on a value that is none of its kind, as in "!!int x", may raise any
         reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not valid YAML: {reason}") from None
@@ -112,7 +107,7 @@ def _check_keys(path, content, place="", depth=0):
         raise ValueError(f"{path}: {place.split('.')[0]}: expected sections, found more than {DEPTH} in each other")
     for key, value in content.items():
         if not isinstance(key, str):
-            raise ValueError(f"{path}: {place}{key}: expected a text as a key, found {key!r}")
+            raise ValueError(f"{path}: {place}{shown(key)}: expected a text as a key")
         if isinstance(value, dict):
             _check_keys(path, value, f"{place}{key}.", depth + 1)
 

@@ -23,7 +23,7 @@ def shown(value, limit=60):
 def _parts(value):
     """The texts of which repr(value) consists."""
     if type(value) not in BRACKETS or not value:
-        yield repr(value)
+        yield _of_one(value)
         return
     opening, closing = BRACKETS[type(value)]
     items = value.items() if type(value) is dict else value
@@ -35,6 +35,13 @@ def _parts(value):
         else:
             yield from chain(separator, _parts(item))
     yield "," + closing if type(value) is tuple and len(value) == 1 else closing
+
+
+def _of_one(value):
+    try:
+        return repr(value).replace("\n", " ")
+    except ValueError:  # of an integer with thousands of digits
+        return f"an unreadable {type(value).__name__}"
 
 
 def argument_text(argument):

@@ -11,6 +11,8 @@ from qwen_mindspore.checkpoint.packing import EMBEDDING, HEAD, Quantization
 from qwen_mindspore.common.configs import check_section, read_config
 from qwen_mindspore.common.files import replacing
 from qwen_mindspore.common.keys import MODEL
+from qwen_mindspore.common.kinds import DTYPE, optional, read_as
+from qwen_mindspore.common.text import shown
 from qwen_mindspore.families import QWEN
 from qwen_mindspore.model.config_keys import HF_ONLY, KINDS, QWEN_NAMES, check_key, checked, is_known
 from qwen_mindspore.model.released import check_sizes, find_token_ids
@@ -104,7 +106,7 @@ class QwenConfig(LlamaConfig):
             ("use_cache_quantization", False))}
         ffn_hidden_size = values.pop("ffn_hidden_size", None)
         if values.pop("model_type", self.model_type) != self.model_type:
-            raise ValueError(f"model_type: expected {self.model_type!r}, found {kwargs['model_type']!r}")
+            raise ValueError(f"model_type: expected {self.model_type!r}, found {shown(kwargs['model_type'])}")
         super().__init__(**{key: value for key, value in values.items() if key not in NOT_KEPT})
         for key, value in extra.items():
             setattr(self, key, value)
@@ -211,7 +213,7 @@ class QwenConfig(LlamaConfig):
             logger.warning("%s: of no meaning here and ignored: %s", path, ", ".join(unknown))
         values = _hf_values(path, {key: hf[key] for key in hf if key not in HF_ONLY and key not in unknown})
         trained = values.pop("seq_length", None)
-        dtype = _hf_dtype(hf)
+        dtype = _hf_dtype(path, hf)
         values.update(train_seq_length=trained, compute_dtype=dtype, param_init_type=dtype)
         values["seq_length"] = max(trained or 0, values.get("max_position_embedding") or 0) or None
         values.update(_to_mindformers_names(_checked(overrides)))
@@ -307,12 +309,12 @@ def _to_mindformers_names(values):
     return renamed
 
 
-def _hf_dtype(hf):
+def _hf_dtype(path, hf):
     """The type that a config.json computes in."""
     for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")):
         if hf.get(key):
             return dtype
-    return hf.get("torch_dtype") or "float16"
+    return read_as(optional(DTYPE), f"{path}: torch_dtype", hf.get("torch_dtype")) or "float16"
 
 
 def _llama_ffn_width(values):

@@ -40,8 +40,9 @@ def _unused():
     kinds = {bool: FLAG, int: INTEGER, float: NUMBER, str: TEXT}
     found = {name: optional(kinds[type(default)]) for name, default in defaults.items()
              if type(default) in kinds and name not in MINDFORMERS_KEYS}
-    dtypes = {name for name in defaults if name.endswith(("_dtype", "_compute_type", "_init_type"))}
-    return {**found, **dict.fromkeys(dtypes, optional(DTYPE))}
+    dtypes = {name: optional(DTYPE) if default is None else DTYPE for name, default in defaults.items()
+              if name.endswith(("_dtype", "_compute_type", "_init_type"))}
+    return {**found, **dtypes}
 
 
 KINDS = {**_unused(), **MODEL}
@@ -58,7 +59,7 @@ def check_key(key):
     if not is_known(key):
         names = sorted({*KINDS, *UNCHECKED, *QWEN_NAMES})
         near = difflib.get_close_matches(str(key), names, n=1)
-        name = key if str(key).isprintable() else shown(key)
+        name = key if str(key).isprintable() and len(str(key)) <= 60 else shown(key)
         raise ValueError(f"{name}: no such key of a QwenConfig" + (f"; did you mean {near[0]}?" if near else ""))
 
 
