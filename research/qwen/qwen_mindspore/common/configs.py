@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.text import one_line, shown
 
 __all__ = ["read_config"]
 
@@ -57,7 +57,7 @@ def _load(path, heirs):
     except RecursionError:
         raise
     except Exception as error:  # a tag on a value that is none of its kind, as in "!!int x", may raise any
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a YAML of sections, found {type(content).__name__}")
     return content

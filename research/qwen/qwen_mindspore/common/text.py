@@ -1,7 +1,7 @@
 """How messages show values."""
 from itertools import chain
 
-__all__ = ["shown"]
+__all__ = ["one_line", "shown"]
 
 BRACKETS = {list: "[]", tuple: "()", dict: "{}"}
 
@@ -17,6 +17,12 @@ def shown(value, limit=60):
         if len(text) > limit:
             return text[:limit - 3] + "..."
     return text
+
+
+def one_line(text):
+    """What a parser says, which may repeat what it has read, as one line that prints."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1]
+                   for character in " ".join(str(text).replace("\t", "\\t").split()))
 
 
 def _parts(value):
