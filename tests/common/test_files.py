@@ -18,7 +18,7 @@ from qwen_mindspore.common.files import (
     state_folder,
     to_json,
 )
-from qwen_mindspore.common.text import argument_text, shown
+from qwen_mindspore.common.text import argument_text, one_line, shown
 
 
 def test_a_file_is_there_when_it_is_whole(tmp_path):
@@ -172,3 +172,7 @@ def test_no_more_of_a_value_is_made_than_is_shown():
     itself["it"] = itself
     assert shown(value) == "[" * 57 + "..."
     assert shown(itself) == ("{'it': " * 10)[:57] + "..."
+
+
+def test_what_a_parser_says_is_one_line_that_prints():
+    assert one_line("bad\n  \x1b[31mred\x01 é\u2028x '\t'") == "bad \\x1b[31mred\\x01 é x '\\t'"

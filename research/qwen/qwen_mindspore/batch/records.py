@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.json_text import check_depth, dump_json, exact, parse_exact_json
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.text import one_line, shown
 
 __all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records"]
 
@@ -159,7 +159,7 @@ class JsonArray(Rows):
                 if first:
                     yield from enumerate(ijson.items(file, "item"), 1)
             except (ijson.JSONError, ArithmeticError) as error:  # a number beyond what a Decimal holds is the latter
-                raise ValueError(f"{path}: invalid JSON: {' '.join(str(error).split())}") from None
+                raise ValueError(f"{path}: invalid JSON: {one_line(error)}") from None
 
     @staticmethod
     def record(number, value, prompt_column=None):
@@ -188,7 +188,7 @@ class Csv(Rows):
             try:
                 names = next(reader, None)
             except csv.Error as error:
-                raise ValueError(f"{path}: line 1: invalid CSV: {error}") from None
+                raise ValueError(f"{path}: line 1: invalid CSV: {one_line(error)}") from None
             if names is None:
                 return
             if len(set(names)) < len(names):
@@ -201,7 +201,7 @@ class Csv(Rows):
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    values = f"invalid CSV: {error}"
+                    values = f"invalid CSV: {one_line(error)}"
                 if values:
                     yield number, (names, values)
 
@@ -268,7 +268,7 @@ def _parquet(path):
         with parquet.ParquetFile(path) as file:
             yield file
     except (arrow_error, OSError) as error:
-        raise ValueError(f"{path}: not a Parquet file that can be read: {error}") from None
+        raise ValueError(f"{path}: not a Parquet file that can be read: {one_line(error)}") from None
 
 
 def _skip_mark(file, path):

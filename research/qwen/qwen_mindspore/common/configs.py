@@ -4,7 +4,7 @@ from pathlib import Path
 
 from qwen_mindspore.common.files import configs_folder, read_text
 from qwen_mindspore.common.keys import read_config_json, read_sections
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.text import one_line, shown
 
 __all__ = ["check_section", "read_config", "read_model_config"]
 
@@ -94,7 +94,7 @@ def _load(path, heirs):
     try:
         content = yaml.safe_load(read_text(path))
     except Exception as error:  # a tag on a value that is none of its kind, as in "!!int x", may raise any
-        reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        reason = one_line(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not valid YAML: {reason}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a YAML of sections, found {type(content).__name__}")

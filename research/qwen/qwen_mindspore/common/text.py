@@ -2,7 +2,7 @@
 import os
 from itertools import chain
 
-__all__ = ["argument_text", "readable_bytes", "shown"]
+__all__ = ["argument_text", "one_line", "readable_bytes", "shown"]
 
 BRACKETS = {list: "[]", tuple: "()", dict: "{}"}
 
@@ -18,6 +18,12 @@ def shown(value, limit=60):
         if len(text) > limit:
             return text[:limit - 3] + "..."
     return text
+
+
+def one_line(text):
+    """What a parser says, which may repeat what it has read, as one line that prints."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1]
+                   for character in " ".join(str(text).replace("\t", "\\t").split()))
 
 
 def _parts(value):
