@@ -58,13 +58,17 @@ def exact(content):
 
 def check_depth(content, deepest=DEEPEST):
     """ValueError where lists and objects are nested too deep."""
-    level, depth = [content], 0
-    while level:
-        level = [item for part in level if isinstance(part, (dict, list))
-                 for item in (part.values() if isinstance(part, dict) else part)]
-        depth += 1
-        if depth > deepest + 1:
-            raise ValueError(_too_deep(deepest))
+    level = _nested([content])
+    for _ in range(deepest):
+        if not level:
+            return
+        level = _nested(item for part in level for item in (part.values() if isinstance(part, dict) else part))
+    if level:
+        raise ValueError(_too_deep(deepest))
+
+
+def _nested(items):
+    return [item for item in items if isinstance(item, (dict, list))]
 
 
 def dump_json(content):
