@@ -235,3 +235,11 @@ def test_the_format_is_told_by_the_name(write, tmp_path):
 
 def test_the_digest_is_that_of_the_whole_file(write):
     assert sha256(write("a", b"x" * 3_000_000)) != sha256(write("a", b"x" * 2_999_999 + b"y"))
+
+
+def test_names_of_columns_stay_on_one_line(write):
+    for header in ("a\x0bb,\x1b[2J", ",".join(f"column {number}" for number in range(1000))):
+        with pytest.raises(ValueError, match="expected a column prompt") as error:
+            read(write("in.csv", f"{header}\n1,2\n"))
+        said = str(error.value)
+        assert len(said.splitlines()) == 1 and len(said) < 500 and "\x1b" not in said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.json_text import check_depth, dump_json, exact, parse_exact_json
-from qwen_mindspore.common.text import one_line, shown
+from qwen_mindspore.common.text import listed, one_line, shown
 
 __all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records"]
 
@@ -192,7 +192,7 @@ class Csv(Rows):
             if names is None:
                 return
             if len(set(names)) < len(names):
-                raise ValueError(f"{path}: two columns have the same name: {_printed(names)}")
+                raise ValueError(f"{path}: two columns have the same name: {listed(names)}")
             _check_column(path, names, prompt_column)
             while True:
                 number = reader.line_num + 1
@@ -294,7 +294,7 @@ def _check_column(path, names, prompt_column):
     """ValueError where a table has nothing to answer."""
     wanted = [prompt_column] if prompt_column else ["prompt", "messages", "query"]
     if not set(wanted) & set(names):
-        raise ValueError(f"{path}: expected a column {' or '.join(wanted)}, found {_printed(names)}; --prompt_column "
+        raise ValueError(f"{path}: expected a column {' or '.join(wanted)}, found {listed(names)}; --prompt_column "
                          "names another")
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from qwen_mindspore.batch.journal import ANSWER, ERROR
 from qwen_mindspore.common.json_text import Number, parse_exact_json
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.text import listed, shown
 from qwen_mindspore.generate.answers import Answers, prompt_of, text_of
 from qwen_mindspore.generate.settings import ALLOWED, checked_setting, from_text
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
@@ -169,7 +169,7 @@ class Worker:
         names = [name for name in ([column] if column else PROMPTS) if fields.get(name) is not None]
         filled = [name for name in names if fields[name] != ""] or names
         if not filled:
-            raise ValueError(f"no {column or ' or '.join(PROMPTS)}, found {', '.join(map(str, fields)) or 'nothing'}")
+            raise ValueError(f"no {column or ' or '.join(PROMPTS)}, found {listed(fields) or 'nothing'}")
         if len(filled) > 1:
             raise ValueError(f"both {' and '.join(filled)}: --prompt_column says which one to answer")
         return filled[0], fields[filled[0]]
@@ -244,7 +244,7 @@ def _checked_messages(messages):
     roles = [message.get("role") for message in messages]
     turns = roles[roles[:1] == ["system"]:]
     if len(turns) % 2 == 0 or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-        raise ValueError(f"{expected}; found {', '.join(map(str, roles)) or 'none'}")
+        raise ValueError(f"{expected}; found {listed(roles) or 'none'}")
     return [{"role": message["role"], "content": text_of(message.get("content"))} for message in messages]
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from qwen_mindspore.chat.chat import stream_reply
 from qwen_mindspore.common.files import parse_json, read_text, replacing, to_json
+from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
@@ -307,7 +308,8 @@ def load_conversation(path):
         raise ValueError(f"{path}: messages: expected a list, found {type(messages).__name__}")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError(f'{path}: message {number}: expected {{"role": ..., "content": TEXT}}, found {message!r}')
+            raise ValueError(f'{path}: message {number}: expected {{"role": ..., "content": TEXT}}, found '
+                             f"{shown(message)}")
     has_system = bool(messages) and messages[0].get("role") == "system"
     system = messages[0]["content"] if has_system else DEFAULT_SYSTEM
     turns = messages[has_system:]
@@ -315,7 +317,7 @@ def load_conversation(path):
         role = ("user", "assistant")[number % 2]
         if message.get("role") != role:
             raise ValueError(f"{path}: message {number + 1 + has_system}: expected role {role!r}, found "
-                             f"{message.get('role')!r}")
+                             f"{shown(message.get('role'))}")
     if len(turns) % 2:
         raise ValueError(f"{path}: expected an answer to each question, found none to the last one")
     contents = [message["content"] for message in turns]

@@ -2,7 +2,7 @@
 import os
 from itertools import chain
 
-__all__ = ["argument_text", "one_line", "readable_bytes", "shown"]
+__all__ = ["argument_text", "listed", "one_line", "readable_bytes", "shown"]
 
 BRACKETS = {list: "[]", tuple: "()", dict: "{}"}
 
@@ -24,6 +24,12 @@ def one_line(text):
     """What a parser says, which may repeat what it has read, as one line that prints."""
     return "".join(character if character.isprintable() else repr(character)[1:-1]
                    for character in " ".join(str(text).replace("\t", "\\t").split()))
+
+
+def listed(names, limit=200):
+    """Names with commas between them, on one line, cut off where they are longer than `limit` characters together."""
+    text = ", ".join(name if isinstance(name, str) and name.isprintable() else repr(name) for name in names)
+    return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
 def _parts(value):
