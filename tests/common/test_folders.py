@@ -134,11 +134,12 @@ def test_in_a_container_without_a_home_and_a_folder_to_write_to_mindformers_is_i
             "may = os.access\n"
             "os.access = lambda path, mode: may(path, mode) and not (mode & os.W_OK and 'cwd' in str(path))\n"
             "os.path.expanduser = lambda path: path.replace('~', os.environ.get('HOME', '~'))\n"
-            "import qwen_model\n"
+            "import mindformers\n"
             "print(os.listdir('.'), os.environ['HOME'])\n")
     (tmp_path / "cwd").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(ROOT / "research/qwen")}
     del environment["HOME"]
+    code = "import qwen_mindspore.register\n" + code  # as every Python does at its start
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "cwd", env=environment, capture_output=True,
                             text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -15,6 +15,7 @@ import importlib.util
 import sys
 
 MODEL = "qwen_mindspore.generate.loop"
+FOLDERS = "qwen_mindspore.common.folders"  # where MindFormers logs, which it would not start without
 
 
 class _AfterMindFormers(importlib.abc.MetaPathFinder):
@@ -30,6 +31,7 @@ class _AfterMindFormers(importlib.abc.MetaPathFinder):
         import_mindformers = spec.loader.exec_module
 
         def exec_module(module):
+            importlib.import_module(FOLDERS).provide_folders()
             import_mindformers(module)
             _import_model()
 

@@ -8,6 +8,7 @@ import sys
 
 from qwen_mindspore.common.cpus import check_threads
 from qwen_mindspore.common.files import write_json
+from qwen_mindspore.common.folders import provide_folders
 from qwen_mindspore.common.progress import say
 
 __all__ = ["INTERRUPTED", "give_report", "run_command", "stdout_for_answers"]
@@ -49,6 +50,7 @@ def run_command(name, work, verbose=False, interrupted="interrupted", failed=1):
         _check_working_folder()
         check_threads()
         _write_utf8()
+        provide_folders()
         with stdout_for_answers(verbose) as answers:
             return work(answers) or 0
     except BrokenPipeError:  # who reads has read enough, as `head` does
