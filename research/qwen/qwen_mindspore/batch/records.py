@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.json_text import check_depth, dump_json, exact, parse_exact_json
-from qwen_mindspore.common.text import listed, one_line, shown
+from qwen_mindspore.common.text import listed, one_line
 
 __all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records"]
 
@@ -296,8 +296,3 @@ def _check_column(path, names, prompt_column):
     if not set(wanted) & set(names):
         raise ValueError(f"{path}: expected a column {' or '.join(wanted)}, found {listed(names)}; --prompt_column "
                          "names another")
-
-
-def _printed(names):
-    """The names of columns, which may be whatever a file begins with, in a message."""
-    return shown(", ".join(names), 500)[1:-1]
