@@ -28,9 +28,9 @@ COMMANDS = {}  # name -> (method's name, its arguments, what it does), each comm
 
 
 class Question(str):
-    """What is to be asked now; or, `is_again`, once more in place of the last turn."""
+    """What is to be asked now; with `instead_of`, a turn that was taken back, in its place."""
 
-    is_again = False
+    instead_of = None
 
 
 class Timing(NamedTuple):
@@ -105,7 +105,9 @@ class Session:
             FloatingPointError, RuntimeError: see there; the turn is kept as if it had been closed. Without any answer
                 the conversation stays as it was.
         """
-        history = self.history[:-1] if getattr(query, "is_again", False) else self.history
+        history, turn = self.history, getattr(query, "instead_of", None)
+        if turn is not None:
+            self.history = [*history, turn]  # until there is another answer
         replies = stream_reply(self.model, self.tokenizer, str(query), history, self.system, self.settings,
                                chat_format=self.settings.chat_format)
         return self._keep(str(query), history, replies)
@@ -181,8 +183,9 @@ class Session:
         """answer the last question anew"""
         if not self.history:
             raise ValueError(":regenerate: the conversation has not begun")
-        question = Question(self.history[-1][0])
-        question.is_again = True
+        *self.history, turn = self.history
+        question = Question(turn[0])
+        question.instead_of = turn
         return question
 
     @command("system", arguments="[TEXT]")
