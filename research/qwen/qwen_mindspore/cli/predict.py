@@ -21,6 +21,7 @@ from qwen_mindspore.cli.options import (
     positive_int,
     settle_model,
 )
+from qwen_mindspore.common.files import replacing
 from qwen_mindspore.common.progress import waiting
 from qwen_mindspore.common.text import argument_text
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
@@ -145,7 +146,10 @@ def predict(args):
                 if answer.error:
                     raise answer.error
             progress.add(answers.tokens)
-    return [_text(ids, settings, answer.text, tokenizer) for (ids, settings), answer in zip(jobs, begun)]
+    texts = [_text(ids, settings, answer.text, tokenizer) for (ids, settings), answer in zip(jobs, begun)]
+    with replacing(config.save_file) as file:  # as MindFormers' Trainer leaves them
+        file.write_text(str([{"text_generation_text": [text]} for text in texts]), encoding="utf-8")
+    return texts
 
 
 def _jobs(args, prompts, settings, tokenizer, config):
