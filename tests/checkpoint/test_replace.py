@@ -3,13 +3,13 @@ import contextlib
 import itertools
 import json
 import os
-import pathlib
 import shutil
 import stat
 from pathlib import Path
 
 import pytest
 
+from helpers.file_operations import replace_operation
 from qwen_mindspore.checkpoint import files, replace
 from qwen_mindspore.checkpoint.files import checkpoint_files
 from qwen_mindspore.checkpoint.replace import repair, replacing_checkpoint, writes_one_file
@@ -103,10 +103,7 @@ def killed_at(monkeypatch, moment, is_done):
 
     with monkeypatch.context() as patch:
         for name in OPERATIONS:
-            hook = hooked(getattr(os, name))
-            patch.setattr(os, name, hook)
-            if hasattr(pathlib, "_NormalAccessor"):  # Python 3.10's, which looks at `os` once
-                patch.setattr(pathlib._NormalAccessor, name, staticmethod(hook))
+            replace_operation(patch, name, hooked(getattr(os, name)))
         patch.setattr(replace, "_exchange", hooked(replace._exchange))
         with contextlib.suppress(Kill):
             yield dead
@@ -271,7 +268,7 @@ def test_who_opens_a_checkpoint_that_is_just_being_replaced_is_told(output, monk
 
     with monkeypatch.context() as patch:
         for name in ("rename", "replace"):
-            patch.setattr(os, name, opening(getattr(os, name)))
+            replace_operation(patch, name, opening(getattr(os, name)))
         write(output, "new")
     assert bool(seen) == (replace._exchange is not REAL_EXCHANGE)
     assert read(output) == "new"
@@ -286,7 +283,7 @@ def test_one_who_may_not_write_there_is_told_what_to_do(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", refused)
+        replace_operation(patch, "rename", refused)
         with pytest.raises(OSError, match=r"can't be repaired \(Permission denied\): rename .*old-01234567 to it"):
             checkpoint_files(output)
     assert read(output) == "old"

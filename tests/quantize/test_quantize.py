@@ -1,6 +1,7 @@
 """quantize.py on the golden model: what it writes, from which formats, and that an interrupted run goes on."""
 import functools
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from helpers import ROOT
 from helpers.checkpoints import load_folder
+from helpers.file_operations import replace_operation
 from qwen_mindspore.checkpoint.convert import convert_weight
 from qwen_mindspore.checkpoint.names import hf_to_ms, linear_name, ms_to_hf
 from qwen_mindspore.checkpoint.packing import Quantization, dequantize
@@ -193,7 +195,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(moment, options, ti
                                                              tmp_path, monkeypatch):
     options = ["--group_size", 16, *options]
     expected = whole_run(*options)
-    replace, moments = quantize_layers.os.replace, []
+    replace, moments = os.replace, []
 
     def interrupted(source, target):
         """Files get their final names one after the other: stop before one of them."""
@@ -202,11 +204,11 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_files(moment, options, ti
         moments.append(target)
         replace(source, target)
 
-    monkeypatch.setattr(quantize_layers.os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(tiny_checkpoint, tmp_path / "out", *options, text=text)
+    with monkeypatch.context() as patch:
+        replace_operation(patch, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_checkpoint, tmp_path / "out", *options, text=text)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(quantize_layers.os, "replace", replace)
     calls, gptq = [], quantize_layers.gptq
     monkeypatch.setattr(quantize_layers, "gptq", lambda *args: calls.append(args) or gptq(*args))
     assert files_of(run(tiny_checkpoint, tmp_path / "out", *options, text=text)) == expected
