@@ -130,9 +130,11 @@ def prompts(ids, mask=None, pad=PAD, ends=(EOD,)):
     ([[1, 2, 3], [4, PAD, PAD]], [[1, 2, 3], [4]]),
     ([[1, 2, EOD], [3, 4, EOD]], [[1, 2, EOD], [3, 4, EOD]]),
     ([[1, 2, EOD], [3, EOD, PAD]], [[1, 2, EOD], [3, EOD]]),
+    ([1, 2, PAD, PAD, PAD], [[1, 2]]), ([[EOD, EOD]], [[EOD]]),
+    ([[1, 2, PAD, PAD], [3, PAD, PAD, PAD]], [[1, 2], [3]]),
     ([[1, 2], [PAD, PAD]], [[1, 2], [PAD]]), ([[EOD], [EOD]], [[EOD], [EOD]]),
 ])
-def test_lists_are_stripped_of_what_must_be_padding_and_of_nothing_else(ids, expected):
+def test_lists_of_one_length_are_stripped_of_what_must_be_padding_and_of_nothing_else(ids, expected):
     assert prompts(ids) == expected
 
 

@@ -124,10 +124,10 @@ def prompts_of(input_ids, attention_mask, pad, ends):
     """
     The prompts of a call as int64 arrays, without padding.
 
-    Lists carry none where there is one, or where they differ in length. Lists of the same length, and the rows of an
-    array, may have padding on the right. Where padding is also the end of a text, as with the released Qwens, a list
-    keeps what all of them end with: they were padded to the longest of them, if at all. A row of an array, or of such
-    lists, that is nothing but padding keeps one of it.
+    Lists that differ in length carry none. Rows of one length may have padding on the right: those of an array, and
+    lists, be it only one, as a tokenizer gives them with padding="max_length". Where padding is also the end of a text,
+    as with the released Qwens, lists keep a single end that all of them have: who pads to the longest adds none to it,
+    who pads to a fixed length more. What is nothing but padding keeps one of it.
 
     Args:
         input_ids: One list of ids, or a batch; or an array or a Tensor of them.
@@ -151,12 +151,11 @@ def prompts_of(input_ids, attention_mask, pad, ends):
     rows = [as_ids(row, f"prompt {number}") for number, row in enumerate(input_ids)]
     if attention_mask is not None:
         return _masked(rows, attention_mask)
-    is_padded = len({len(row) for row in rows}) == 1 and (is_array or len(rows) > 1)
-    if not is_padded or pad is None:
+    if pad is None or len({len(row) for row in rows}) > 1:
         return rows
     padding = [len(row) - int(np.max(np.argwhere(row != pad), initial=-1)) - 1 for row in rows]
     is_end = pad in ends
-    common = min(padding) if is_end and not is_array else 0
+    common = 1 if is_end and not is_array and min(padding) == 1 else 0
     least = 1 if is_end or is_array else 0
     return [row[:max(len(row) - count + common, min(least, len(row)))] for row, count in zip(rows, padding)]
 
