@@ -1,18 +1,16 @@
 """
 Whatever a configuration says, it gives a config or one line that names the key; never a traceback of another kind.
-
-QWEN_EXAMPLES in the environment says how many examples are tried; default: what takes some seconds.
 """
 import json
 import math
-import os
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers import ROOT, TINY
+from helpers.properties import tried
 from qwen_mindspore.checkpoint.files import read_config as read_config_json_file
 from qwen_mindspore.checkpoint.packing import Quantization
 from qwen_mindspore.common.configs import read_config, read_model_config
@@ -22,9 +20,7 @@ from qwen_mindspore.generate.build import load_config
 from qwen_mindspore.model.config import QwenConfig
 from qwen_mindspore.model.config_keys import KINDS
 
-EXAMPLES = int(os.environ.get("QWEN_EXAMPLES", "150"))
-tried = settings(max_examples=EXAMPLES, deadline=None, derandomize="QWEN_EXAMPLES" not in os.environ, database=None,
-                 suppress_health_check=list(HealthCheck))
+EXAMPLES = 150
 
 WORDS = ["False", "true", "off", "", " ", "1e-5", "4.0", "0", "-1", "nan", "inf", "1e999", "0x10", "1_0", "fp16",
          "bf16", "float16", "GPU", "ChatML", "raw", "null", "None", "int8", "\0", "\ud800", "\u2028", "中", "a" * 300,
@@ -52,7 +48,7 @@ def alike(values):
     return {*values, *(both.get(name, name) for name in values)} | {"bits", "group_size", "train_seq_length"}
 
 
-@tried
+@tried(EXAMPLES)
 @given(st.dictionaries(NAMES, VALUES, max_size=4))
 @example({"max_position_embedding": None})
 @example({"softmax_compute_type": None})
@@ -76,7 +72,7 @@ def sizes_of(path):
     return family_of(config).sizes(config)
 
 
-@tried
+@tried(EXAMPLES)
 @example({"model_type": []})
 @example({"torch_dtype": True})
 @given(st.dictionaries(MODEL_NAMES | st.sampled_from(["bf16", "fp16", "fp32", "torch_dtype", "model_type", "zzz"]),
@@ -91,7 +87,7 @@ def test_any_config_json_gives_a_config_or_a_line_that_names_file_and_key(tmp_pa
             assert one_line(error, *alike(values)), error
 
 
-@tried
+@tried(EXAMPLES)
 @given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
 @example(b"\xef\xbb\xbf{}")
 @example(b"a: &a [*a]\n")
@@ -148,7 +144,7 @@ def demo():
     return yaml.safe_dump(read_config(ROOT / "configs/predict_qwen_demo.yaml"))
 
 
-@tried
+@tried(EXAMPLES)
 @given(st.dictionaries(WAYS | MODEL_WAYS, VALUES, max_size=3), st.sampled_from(["QwenConfig", "LlamaConfig"]))
 def test_any_yaml_of_a_model_is_read_or_a_line_names_file_and_key(tmp_path_factory, demo, tiny_ckpt, changes, kind):
     content = yaml.safe_load(demo)

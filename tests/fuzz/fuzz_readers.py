@@ -1,8 +1,8 @@
 """
 A fuzzer over everything that reads a file of somebody else's.
 
-    python tests/fuzz/fuzz_readers.py TARGET --seconds 60        a target of the table TARGETS, or "all", one by one
-    python tests/fuzz/fuzz_readers.py TARGET --replay FILE ...   inputs that were found
+    bash scripts/fuzz.sh TARGET --seconds 60        a target of the table TARGETS, or "all", a process for each CPU
+    bash scripts/fuzz.sh TARGET --replay FILE ...   inputs that were found
 
 What a target must do with any bytes: give a value, or raise ValueError or OSError with a message of one line; never
 another exception, never hang (10 s an input), never use more than 3 GB. What breaks that is written to
@@ -17,7 +17,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from qwen_mindspore.common.cpus import usable_cpus
 
 SEEDS = Path(__file__).resolve().parents[1] / "data" / "fuzz"
 TIMEOUT, MEMORY = 10, 3000  # s, MB
@@ -183,7 +186,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.target == "all":  # libFuzzer ends its process
         command = [sys.executable, __file__, "--seconds", str(args.seconds)]
-        return max(subprocess.run([*command, name], check=False).returncode != 0 for name in TARGETS)
+        with ThreadPoolExecutor(usable_cpus()) as processes:
+            codes = list(processes.map(lambda name: subprocess.run([*command, name], check=False).returncode, TARGETS))
+        return int(any(codes))
     for path in args.replay:
         check(args.target, path.read_bytes())
     if not args.replay:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qwen_mindspore.common.files import decode_text, parse_json
+from qwen_mindspore.common.files import read_json
 from qwen_mindspore.common.kinds import CHAT_FORMAT
 from qwen_mindspore.common.text import shown
 
@@ -322,10 +322,8 @@ def _generation_config(checkpoint):
 
 def _read(path):
     """The settings of a generation_config.json, with `eos_token_id`; ValueError, naming the file, for a bad one."""
+    content = read_json(path)
     try:
-        content = parse_json(decode_text(path.read_bytes()))
-        if type(content) is not dict:
-            raise ValueError(f"expected an object of settings, found {type(content).__name__}")
         return {name: checked_setting(name, from_text(name, content[name])) for name in ALLOWED
                 if content.get(name) is not None}
     except ValueError as error:
