@@ -51,7 +51,8 @@ def test_what_asks_for_nothing_is_taken():
             arguments(**{name: value})
     arguments(use_cache=True, use_past=False, bos_token_id=1, do_sample=None, max_length=None, max_new_tokens=None,
               num_return_sequences=None, stop_words_ids=None, return_dict_in_generate=None, chat_format="chatml",
-              max_window_size=6144, transformers_version="4.31.0", synced_gpus=False, num_beams=np.int64(1))
+              audio_processor=None, image_processor=None, is_full_config=True, batch_size=1, max_window_size=6144,
+              transformers_version="4.31.0", synced_gpus=False, num_beams=np.int64(1))
     arguments(GenerationConfig(num_beams=1, use_past=True))
 
 

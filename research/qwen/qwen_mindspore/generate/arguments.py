@@ -47,7 +47,9 @@ NEUTRAL = {
 IGNORED = {"use_past", "use_cache", "bos_token_id", "decoder_start_token_id", "window_size", "level", "guess_set_size",
            "remove_invalid_values", "synced_gpus", "low_memory", "return_legacy_result", "cache_implementation",
            "tokenizer", "trust_remote_code", "transformers_version", "chat_format", "max_window_size",
-           "dynamic_padding_size", "sampler_backend"}
+           "dynamic_padding_size", "sampler_backend",
+           # What MindFormers' Trainer and pipeline hand on to whatever model.
+           "audio_processor", "image_processor", "is_full_config", "batch_size", "model_name", "backend", "framework"}
 
 
 class Arguments(NamedTuple):
