@@ -33,12 +33,12 @@ def test_sizes_come_from_the_config():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"vocab_size": None}, "vocab_size is None, expected a positive whole number"),
-    ({"hidden_size": 0}, "hidden_size is 0, expected"),
-    ({"num_attention_heads": "64"}, "num_attention_heads is '64', expected"),
-    ({"num_hidden_layers": True}, "num_hidden_layers is True, expected"),
+    ({"vocab_size": None}, "vocab_size: expected a positive integer, found None"),
+    ({"hidden_size": 0}, "hidden_size: expected a positive integer, found 0"),
+    ({"num_attention_heads": "64"}, "num_attention_heads: expected a positive integer, found '64'"),
+    ({"num_hidden_layers": True}, "num_hidden_layers: expected an integer from 1 to 10000, found True"),
     ({"intermediate_size": 49151}, "intermediate_size is 49151, expected a multiple of 2"),
-    ({"kv_channels": -1}, "kv_channels is -1, expected"),
+    ({"kv_channels": -1}, "kv_channels: expected a positive integer or None, found -1"),
     ({"kv_channels": None, "num_attention_heads": 60},
      "hidden_size: 8192 is not a multiple of the 60 attention heads; give kv_channels, the size of a head"),
 ])

@@ -12,7 +12,8 @@ PACKAGE = HOME / "qwen_mindspore"
 
 # From the ground up; a module imports from lower floors, and from its own room. A name without a folder is a module.
 FLOORS = (
-    ("common", "families"),
+    ("common",),
+    ("families",),
     ("checkpoint", "text"),
     ("kernels",),
     ("model",),

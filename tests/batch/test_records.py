@@ -123,7 +123,8 @@ def test_json(write, mark):
 def test_json_that_is_no_array_or_broken_is_refused_before_anything_is_generated(write):
     for content, said in (('{"prompt": "a"}', "expected a JSON array, found b'{'.*--input_format jsonl"),
                           ('[{"prompt": "a"}, {"prompt": ', "invalid JSON"), ('[{"prompt": "a"}] x', "invalid JSON"),
-                          (b'[{"prompt": "\xff"}]', "invalid JSON")):
+                          (b'[{"prompt": "\xff"}]', "invalid JSON"),
+                          (b'[{"prompt": "\\ud800\\ud800\\udc00"}]', "invalid JSON")):
         with pytest.raises(ValueError, match=rf"in.json: {said}"):
             count_records(write("in.json", content), "json")
 

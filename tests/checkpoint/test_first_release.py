@@ -66,7 +66,7 @@ def test_one_old_key_among_todays_is_read_too():
     ({"activation": "gelu"}, "activation: expected 'swiglu', as in every Qwen, found 'gelu'"),
     ({"pos_emb": "learned"}, "pos_emb: expected 'rotary'"), ({"n_inner": 7}, "n_inner: expected None"),
     ({"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm: expected False"),
-    ({"n_layer": None}, "num_hidden_layers is None, expected a positive whole number"),
+    ({"n_layer": None}, "num_hidden_layers: expected an integer from 1 to 10000, found None"),
     ({"n_head": "two"}, "num_attention_heads: expected a positive integer, found 'two'"),
 ])
 def test_what_no_qwen_has_is_refused_by_name(tmp_path, change, message):

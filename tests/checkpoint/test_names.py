@@ -63,7 +63,7 @@ def test_a_tied_head_is_on_neither_side():
 
 @pytest.mark.parametrize("value", [None, 0, "8"])
 def test_a_size_that_cannot_be_is_named(value):
-    with pytest.raises(ValueError, match="config.json: hidden_size is .*, expected a positive whole number"):
+    with pytest.raises(ValueError, match=f"config.json: hidden_size: expected a positive integer, found {value!r}$"):
         hf_to_ms({**CONFIG, "hidden_size": value})
 
 

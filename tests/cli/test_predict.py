@@ -194,7 +194,7 @@ def test_a_chat_model_answers_with_the_tokenizers_system_message(ask, tiny_check
 @pytest.mark.parametrize("options, said", [
     (["--top_p", "3"], "top_p: expected a number above 0 and up to 1"), (["--top_k", "-1"], "write 0 to switch it off"),
     (["--temperature", "nan"], "temperature: expected a number above 0, found nan"),
-    (["--seed", "-1"], "seed: expected a whole number"), (["--predict_length", "2"], "prompt 1 has 4 tokens")])
+    (["--seed", "-1"], "seed: expected an integer from 0 to 2"), (["--predict_length", "2"], "prompt 1 has 4 tokens")])
 def test_a_setting_out_of_range_is_refused_by_name(options, said, tiny_yaml, tiny_checkpoint, capfd):
     assert main(["--config", tiny_yaml("raw"), "--load_checkpoint", str(tiny_checkpoint), *options, "--predict_data",
                  "Once"]) == 1

@@ -64,7 +64,7 @@ def test_an_engine_needs_a_cache_and_a_place(model, build_tiny):
     with pytest.raises(ValueError, match="use_past"):
         Engine(build_tiny(use_past=False))
     for name in ("max_batch", "prefill_tokens"):
-        with pytest.raises(ValueError, match=f"{name}: expected a whole number from 1, found 0"):
+        with pytest.raises(ValueError, match=f"{name}: expected a positive integer, found 0"):
             Engine(model, **{name: 0})
 
 

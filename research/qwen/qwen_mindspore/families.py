@@ -8,7 +8,7 @@ many key/value heads as heads, with biases.
 
 A name is given without `.weight` and `.bias`. Where several modules have one name on a side, they are one tensor there:
 their rows stacked in the order of the table, as those of q, k and v in Qwen's `c_attn`. Weights are [out, in] on every
-side. This module imports nothing but the standard library.
+side. Beside the kinds of values this module imports nothing but the standard library.
 """
 import reprlib
 from dataclasses import dataclass
@@ -16,10 +16,13 @@ from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
+from qwen_mindspore.common.kinds import COUNT, FLAG, Kind, integer, optional, read_as, unquoted
+
 __all__ = ["FAMILIES", "QWEN", "SIDES", "Family", "Keys", "Module", "Sizes", "Tensor", "family_of"]
 
 SIDES = ("ms", "hf", "gguf", "qwen2")
-MOST_LAYERS = 10_000  # more of them is a damaged config.json, whose tensors nobody wants listed
+SIZE = unquoted(COUNT)
+LAYERS = unquoted(Kind("an integer from 1 to 10000", integer(1, 10_000)))  # more is damage: nobody wants those listed
 
 
 class Module(NamedTuple):
@@ -174,24 +177,24 @@ class Family:
             Sizes.
 
         Raises:
-            ValueError: A size is missing, is no positive whole number, or is not a multiple of another.
+            ValueError: A size is missing, is no positive integer, or is not a multiple of another.
         """
-        hidden, heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-        ffn = _size(config, "intermediate_size")
+        hidden, heads = _read(config, "hidden_size"), _read(config, "num_attention_heads")
+        ffn = _read(config, "intermediate_size")
         if ffn % self.keys.ffn_branches:
             raise ValueError(f"config.json: intermediate_size is {ffn}, expected a multiple of "
                              f"{self.keys.ffn_branches}, of the branches that it counts")
-        kv_heads = _size(config, self.keys.kv_heads) if config.get(self.keys.kv_heads) is not None else heads
+        kv_heads = _read(config, self.keys.kv_heads, optional(SIZE)) or heads
         if heads % kv_heads:
             raise ValueError(f"config.json: num_attention_heads is {heads}, expected a multiple of "
                              f"{self.keys.kv_heads}, {kv_heads}")
-        head_size = None if config.get(self.keys.head_size) is None else _size(config, self.keys.head_size)
+        head_size = _read(config, self.keys.head_size, optional(SIZE))
         try:
             head_size = self.head_size(hidden, heads, head_size)
         except ValueError as error:
             raise ValueError(f"config.json: {error}") from None
-        tied = _flag(config, "tie_word_embeddings")
-        return Sizes(_size(config, "vocab_size"), hidden, _size(config, "num_hidden_layers", MOST_LAYERS), heads,
+        tied = _read(config, "tie_word_embeddings", optional(FLAG))
+        return Sizes(_read(config, "vocab_size"), hidden, _read(config, "num_hidden_layers", LAYERS), heads,
                      kv_heads, head_size, self.ffn_width(ffn), self.keys.tied if tied is None else tied)
 
     def tensors(self, config):
@@ -218,22 +221,8 @@ class Family:
                              0 if module.split == 0 else None)
 
 
-def _size(config, key, most=2**31 - 1):
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"config.json: {key} is {value!r}, expected a positive whole number")
-    if value > most:
-        raise ValueError(f"config.json: {key} is {value}, expected {most} at most")
-    return value
-
-
-def _flag(config, key):
-    """True, False, or None where the key is not there; "False" is no text that counts as true."""
-    value = config.get(key)
-    meant = {"true": True, "false": False}.get(value.strip().lower()) if isinstance(value, str) else value
-    if value is not None and not isinstance(meant, bool):
-        raise ValueError(f"config.json: {key} is {value!r}, expected true or false")
-    return meant
+def _read(config, key, kind=SIZE):
+    return read_as(kind, f"config.json: {key}", config.get(key))
 
 
 # Source: https://huggingface.co/Qwen/Qwen-7B/blob/main/modeling_qwen.py; the MindSpore names are those of the published

@@ -158,7 +158,8 @@ class JsonArray(Rows):
             try:
                 if first:
                     yield from enumerate(ijson.items(file, "item"), 1)
-            except (ijson.JSONError, ArithmeticError) as error:  # a number beyond what a Decimal holds is the latter
+            # A number beyond what a Decimal holds is an ArithmeticError, some halves of surrogate pairs are no UTF-8.
+            except (ijson.JSONError, ArithmeticError, UnicodeDecodeError) as error:
                 raise ValueError(f"{path}: invalid JSON: {one_line(error)}") from None
 
     @staticmethod

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from qwen_mindspore.batch.journal import ANSWER, ERROR
 from qwen_mindspore.common.json_text import Number, parse_exact_json
+from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.common.text import listed, shown
 from qwen_mindspore.generate.answers import Answers, prompt_of, text_of
-from qwen_mindspore.generate.settings import ALLOWED, checked_setting, from_text
+from qwen_mindspore.generate.settings import ALLOWED, from_text
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
 __all__ = ["Result", "RowOptions", "Worker", "answer_all"]
@@ -197,7 +198,7 @@ class Worker:
                     raise ValueError(f"{' and '.join(others)}: they mean the same, and differ: leave one of them")
                 changes[name] = value
         for column, neutral in REFUSED.items():
-            if column in columns and _parsed_or_text(columns[column]) not in neutral:
+            if column in columns and from_text(column, columns[column]) not in neutral:
                 raise ValueError(f"{column}: not implemented, expected {' or '.join(map(repr, neutral))} or nothing, "
                                  f"found {shown(columns[column])}; --prompt_column says if that is the prompt")
         settings = self.settings.override(**changes)
@@ -272,33 +273,16 @@ def _parsed(value):
         raise ValueError(f"expected JSON, found {shown(value)}") from None
 
 
-def _parsed_or_text(value):
-    """What a column holds; in a CSV a value stands as JSON, or Python's."""
+def _setting(column, name, value):
+    """The value of a setting; in a CSV it stands as JSON, or a stop word as it is. ValueError names the column."""
+    value = _stop_words(value) if name == "stop_words" else from_text(name, value)
+    return None if value is None else read_as(ALLOWED[name], column, value)
+
+
+def _stop_words(value):
     if not isinstance(value, str):
         return value
     try:
-        return parse_exact_json(value.lower() if value in ("True", "False") else value)
+        return parse_exact_json(value) if value.startswith("[") else (value,)
     except ValueError:
-        return value
-
-
-def _setting(column, name, value):
-    """The value of a setting; in a CSV it stands as JSON, or a stop word as it is."""
-    if name != "stop_words":
-        value = from_text(name, value)
-        _check_setting(column, name, value)
-        return value
-    if isinstance(value, str) and not value.startswith("["):
-        return (value,)
-    try:
-        value = parse_exact_json(value) if isinstance(value, str) else value
-    except ValueError:
-        value = (value,)  # "[" may begin a word, too
-    _check_setting(column, name, value)
-    return tuple(value)
-
-
-def _check_setting(column, name, value):
-    """ValueError, by the name of its column, for what a setting can't be."""
-    if value is not None:
-        checked_setting(column, value, ALLOWED[name])
+        return (value,)  # "[" may begin a word, too

@@ -22,10 +22,11 @@ from qwen_mindspore.cli.options import (
     settle_model,
 )
 from qwen_mindspore.common.files import replacing
+from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.common.progress import waiting
 from qwen_mindspore.common.text import argument_text
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
-from qwen_mindspore.generate.settings import POSITIVE, GenerationSettings, checked_setting, from_text
+from qwen_mindspore.generate.settings import FROM_1, GenerationSettings, from_text
 from qwen_mindspore.text.files import read_lines
 
 NAME = "run_qwen_7b"
@@ -175,7 +176,7 @@ def _limited(args, settings, config, length, name):
     total = args.predict_length or (None if is_given else config.max_decode_length)
     if args.max_new_tokens or not total:
         return settings
-    total = checked_setting("max_decode_length", from_text("max_decode_length", total), POSITIVE)
+    total = read_as(FROM_1, "max_decode_length", from_text("max_decode_length", total))
     if length >= total:
         raise ValueError(f"{name} has {length} tokens, which max_length={total} (prompt and answer together: "
                          "--predict_length, or max_decode_length of the YAML) leaves no answer for: raise it, or give "

@@ -1,22 +1,26 @@
 """
 The kinds of values that settings take, and how a value that is written by hand is meant.
 
+Numbers are numpy's, too, and Decimals; a float that is whole, as 2.0, counts as an integer, True and False as none.
+
 YAML 1.1 reads 1e-5 as a text, people quote "False" and "8192", other programs write 4.0 for 4: what can mean one thing
 only is taken for that. Anything else is refused by name: a "False" that counts as true would give wrong answers, a text
-where a number is wanted an error far from its cause.
+where a number is wanted an error far from its cause. In a call, where nobody writes "8192" for 8192, a text is refused:
+see `unquoted`.
 """
 import math
 import numbers
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from qwen_mindspore.common.text import shown
 
 __all__ = ["CHAT_FORMAT", "COUNT", "COUNT_OR_0", "DROPOUT", "DTYPE", "FLAG", "INTEGER", "NOT_NEGATIVE", "NUMBER",
-           "PATH", "POSITIVE", "SHARE", "TEXT", "TEXTS", "TOKEN_ID", "TOKEN_IDS", "Kind", "choice", "one_of",
-           "optional", "read_as", "read_keys", "section"]
+           "PATH", "POSITIVE", "SHARE", "TEXT", "TEXTS", "TOKEN_ID", "TOKEN_IDS", "Kind", "choice", "integer", "one_of",
+           "optional", "read_as", "read_keys", "require", "section", "unquoted"]
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")  # YAML 1.1's, and a command line's
 LARGEST = 2**31 - 1  # of a size: shapes and ids are int32 in the graph
@@ -34,11 +38,13 @@ class Kind:
         expected (str): In words, for the message.
         read (function): The value as it is meant; raises ValueError, TypeError, KeyError or OverflowError for another.
         optional (bool): None is one of them.
+        advice (function): A value that is refused -> what the message adds: what to write instead.
     """
 
     expected: str
     read: Callable
     optional: bool = False
+    advice: Callable = lambda value: ""
 
 
 class Refused(ValueError):
@@ -55,7 +61,7 @@ def read_as(kind, key, value):
         value: As it was given.
 
     Raises:
-        ValueError: `KEY: expected WHAT, found VALUE`.
+        ValueError: `KEY: expected WHAT, found VALUE`, and the kind's advice.
     """
     if value is None and kind.optional:
         return None
@@ -64,7 +70,7 @@ def read_as(kind, key, value):
     except Refused as error:
         raise ValueError(f"{key}: {error}") from None
     except (ValueError, TypeError, KeyError, OverflowError):
-        raise ValueError(f"{key}: expected {kind.expected}, found {shown(value)}") from None
+        raise ValueError(f"{key}: expected {kind.expected}, found {shown(value)}{kind.advice(value)}") from None
 
 
 def read_keys(table, values, place=""):
@@ -85,13 +91,22 @@ def read_keys(table, values, place=""):
 
 def optional(kind):
     """The same kind, or None."""
-    return Kind(f"{kind.expected} or None", kind.read, True)
+    return replace(kind, expected=f"{kind.expected} or None", optional=True)
+
+
+def unquoted(kind):
+    """The same kind, but a text does not stand for a number."""
+    def read(value):
+        require(not isinstance(value, str))
+        return kind.read(value)
+
+    return replace(kind, read=read)
 
 
 def section(table):
     """A dict of keys that each have a kind."""
     def read(value):
-        _require(isinstance(value, dict))
+        require(isinstance(value, dict))
         try:
             return read_keys(table, value)
         except ValueError as error:
@@ -105,7 +120,7 @@ def choice(*names):
     known = {name.lower(): name for name in names}
 
     def read(value):
-        _require(isinstance(value, str))
+        require(isinstance(value, str))
         return known[value.strip().lower()]
 
     return Kind(", ".join(names), read)
@@ -124,7 +139,8 @@ def one_of(*kinds):
     return Kind(" or ".join(kind.expected for kind in kinds), read)
 
 
-def _require(fits):
+def require(fits):
+    """What a `read` of a kind says of a value that does not fit."""
     if not fits:
         raise ValueError
 
@@ -132,9 +148,9 @@ def _require(fits):
 def _flag(value):
     if isinstance(value, str):
         word = value.strip().lower()
-        _require(word in TRUE or word in FALSE)
+        require(word in TRUE or word in FALSE)
         return word in TRUE
-    _require(value in (0, 1))
+    require(value in (0, 1))
     return bool(value)
 
 
@@ -143,16 +159,19 @@ def _as_number(value):
     if isinstance(value, str):
         text = value.strip()
         value = int(text) if re.fullmatch(r"[+-]?\d+", text, re.ASCII) else float(text)
-    _require(isinstance(value, numbers.Real) and not isinstance(value, bool))
+    if isinstance(value, Decimal):
+        value = float(value)
+    require(isinstance(value, numbers.Real) and not isinstance(value, bool))
     return value
 
 
-def _integer(lowest=None):
+def integer(lowest=None, highest=LARGEST):
+    """A `read` of integers in a range."""
     def read(value):
         given = _as_number(value)
         number = int(given)
-        _require(number == given and abs(number) <= LARGEST)
-        _require(lowest is None or number >= lowest)
+        require(number == given and abs(number) <= highest)
+        require(lowest is None or number >= lowest)
         return number
 
     return read
@@ -162,7 +181,7 @@ def _number(fits=lambda value: True):
     def read(value):
         given = _as_number(value)
         number = given if type(value) in (int, float) else float(given)
-        _require(math.isfinite(number) and fits(number))
+        require(math.isfinite(number) and fits(number))
         return number
 
     return read
@@ -173,14 +192,14 @@ def _dtype(value):
 
 
 def _path(value):
-    _require(isinstance(value, (str, os.PathLike)))
+    require(isinstance(value, (str, os.PathLike)))
     path = os.fspath(value)
-    _require(isinstance(path, str) and "\0" not in path)
+    require(isinstance(path, str) and "\0" not in path)
     return path
 
 
 def _text(value):
-    _require(isinstance(value, str))
+    require(isinstance(value, str))
     return value
 
 
@@ -193,15 +212,15 @@ def _token_ids(value):
 
 
 FLAG = Kind("true or false", _flag)
-INTEGER = Kind("an integer", _integer())
-COUNT = Kind("a positive integer", _integer(1))
-COUNT_OR_0 = Kind("an integer from 0", _integer(0))
+INTEGER = Kind("an integer", integer())
+COUNT = Kind("a positive integer", integer(1))
+COUNT_OR_0 = Kind("an integer from 0", integer(0))
 NUMBER = Kind("a number", _number())
 POSITIVE = Kind("a number above 0", _number(lambda value: value > 0))
 NOT_NEGATIVE = Kind("a number from 0", _number(lambda value: value >= 0))
 SHARE = Kind("a number above 0, up to 1", _number(lambda value: 0 < value <= 1))
 DROPOUT = Kind("a number from 0, below 1", _number(lambda value: 0 <= value < 1))
-TOKEN_ID = Kind("a token id, -1 for none", _integer(-1))
+TOKEN_ID = Kind("a token id, -1 for none", integer(-1))
 TOKEN_IDS = Kind("a token id, -1 for none, a list of them", _token_ids)
 DTYPE = Kind("float16, bfloat16 or float32", _dtype)
 PATH = Kind("a path", _path)

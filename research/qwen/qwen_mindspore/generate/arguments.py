@@ -6,26 +6,18 @@ from typing import NamedTuple
 import numpy as np
 from mindformers.generation.generation_config import GenerationConfig
 
+from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.sampling import as_ids
-from qwen_mindspore.generate.settings import (
-    ALLOWED,
-    BOOLEAN,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SAMPLING,
-    checked_setting,
-    from_text,
-    nearest,
-)
+from qwen_mindspore.generate.settings import ALLOWED, BOOLEAN, FROM_0, FROM_1, SAMPLING, from_text, nearest
 
 __all__ = ["Arguments", "generation_arguments", "prompts_of"]
 
 # What `generate` looks at.
 KNOWN = {
     **SAMPLING, **{name: ALLOWED[name] for name in ("do_sample", "max_new_tokens", "eos_token_id", "stop_words_ids")},
-    "max_length": POSITIVE, "min_length": NOT_NEGATIVE, "min_new_tokens": NOT_NEGATIVE, "pad_token_id": NOT_NEGATIVE,
-    "num_return_sequences": POSITIVE,
+    "max_length": FROM_1, "num_return_sequences": FROM_1,
+    **dict.fromkeys(("min_length", "min_new_tokens", "pad_token_id"), FROM_0),
     **dict.fromkeys(("renormalize_logits", "return_dict_in_generate", "output_scores", "output_logits"), BOOLEAN),
 }
 DEFAULT_LENGTH = 20  # of prompt and answer, as MindFormers has it
@@ -55,7 +47,7 @@ IGNORED = {"use_past", "use_cache", "bos_token_id", "decoder_start_token_id", "w
 class Arguments(NamedTuple):
     """What a call of `generate` asks for."""
 
-    settings: GenerationConfig  # with `eos_token_id` as a list, flags as booleans, lengths as whole numbers
+    settings: GenerationConfig  # with `eos_token_id` as a list, flags as booleans, lengths as integers
     stop_words_ids: tuple  # of tuples of ids
     sequences: int  # answers to each prompt
 
@@ -85,11 +77,11 @@ def generation_arguments(config, generation_config, arguments):
     for name, value in (*values.items(), *arguments.items()):
         _check_known(name, value)
     values |= {name: value for name, value in arguments.items() if value is not None or name in SWITCHED_OFF}
-    for name, known in KNOWN.items():
+    for name, kind in KNOWN.items():
         value = values.get(name)
         if value is not None:
-            value = checked_setting(name, from_text(name, value), known)
-        setattr(settings, name, bool(value) if known is BOOLEAN else value)
+            value = read_as(kind, name, from_text(name, value))
+        setattr(settings, name, bool(value) if kind is BOOLEAN else value)
     settings.max_length = settings.max_length or DEFAULT_LENGTH
     # An end beyond the vocabulary never comes.
     settings.eos_token_id = [token for token in settings.eos_token_id or () if token < config.vocab_size]

@@ -28,9 +28,10 @@ from typing import NamedTuple
 import numpy as np
 from mindformers.tools.logger import logger
 
+from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.generate.blocks import BlockPool, call_rows, piece_size
 from qwen_mindspore.generate.sampling import as_ids, check_logits, check_prompt, next_token, penalize
-from qwen_mindspore.generate.settings import GenerationSettings
+from qwen_mindspore.generate.settings import FROM_1, GenerationSettings
 
 __all__ = ["Engine", "Output", "Request", "Stats"]
 
@@ -179,9 +180,7 @@ class Engine:
             raise ValueError("the engine needs a model with a key/value cache: set use_past to True")
         for name, value in (("max_batch", config.batch_size if max_batch is None else max_batch),
                             ("prefill_tokens", prefill_tokens)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number from 1, found {value!r}")
-            setattr(self, name, value)
+            setattr(self, name, read_as(FROM_1, name, value))
         model.set_train(False)
         self.model, self.config, self.block_size = model, config, config.block_size
         self.pool, self.piece = BlockPool(config.cache_blocks), piece_size(config)

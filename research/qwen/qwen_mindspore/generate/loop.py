@@ -18,10 +18,11 @@ from mindspore import Tensor
 
 import qwen_mindspore.text.chatml  # registered with the model, so that one import serves a whole YAML
 import qwen_mindspore.text.processor  # noqa: F401
+from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.generate.arguments import generation_arguments, prompts_of
 from qwen_mindspore.generate.blocks import call_rows, piece_size
 from qwen_mindspore.generate.sampling import check_finite, check_logits, check_prompt, next_token, penalize
-from qwen_mindspore.generate.settings import checked_setting
+from qwen_mindspore.generate.settings import ALLOWED
 from qwen_mindspore.model.causal_lm import CausalLM
 
 __all__ = ["QwenForCausalLM"]
@@ -67,8 +68,8 @@ class QwenForCausalLM(CausalLM):
             FloatingPointError: The logits of a sequence are not finite.
         """
         settings, stop_words, sequences = generation_arguments(self.config, generation_config, kwargs)
-        seed = checked_setting("seed", seed)
-        ends = {*settings.eos_token_id, *checked_setting("eos_token_id", self.config.eos_token_id)}
+        seed = read_as(ALLOWED["seed"], "seed", seed)
+        ends = {*settings.eos_token_id, *read_as(ALLOWED["eos_token_id"], "eos_token_id", self.config.eos_token_id)}
         prompts = [prompt for prompt in prompts_of(input_ids, attention_mask, settings.pad_token_id, ends)
                    for _ in range(sequences)]
         limits = [self._limit(row, prompt, settings) for row, prompt in enumerate(prompts)]

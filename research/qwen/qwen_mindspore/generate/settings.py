@@ -1,119 +1,62 @@
 """
 How an answer is generated: the settings, where they are read from, and what values they may have.
 
-The table `ALLOWED` is where every command, file, row and call finds out what a setting may be. A number that is whole,
-as 2.0, counts as a whole number, and numpy's numbers as Python's; True and False count as neither. Where all there is
-is text, as in a CSV, or where text stands for a value, as in many a JSON or YAML, `from_text` gives the value.
+The table `ALLOWED` is where every command, file, row and call finds out what a setting may be, and what a value is as
+settings hold it: a Python number, lists as tuples. Where all there is is text, as in a CSV, or where text stands for a
+value, as in many a JSON or YAML, `from_text` gives the value.
 """
 import difflib
-import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from decimal import Decimal
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from qwen_mindspore.common.files import read_json
-from qwen_mindspore.common.kinds import CHAT_FORMAT
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.json_text import parse_exact_json
+from qwen_mindspore.common.kinds import (
+    CHAT_FORMAT,
+    COUNT,
+    COUNT_OR_0,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    TOKEN_ID,
+    Kind,
+    integer,
+    read_as,
+    require,
+    unquoted,
+)
 
-__all__ = ["ALLOWED", "BOOLEAN", "NOT_NEGATIVE", "POSITIVE", "SAMPLING", "GenerationSettings", "checked_setting",
-           "from_text", "nearest"]
+__all__ = ["ALLOWED", "BOOLEAN", "FROM_0", "FROM_1", "SAMPLING", "GenerationSettings", "from_text", "nearest"]
 
 FROM_CONFIG = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "chat_format", "eos_token_id")
 NO_TOKEN = -1  # an eos_token_id that says that there is none
 
 
-class Setting(NamedTuple):
-    """What a setting may be."""
-
-    words: str  # what it may be
-    read: Callable  # value -> the value as settings hold it; ValueError or TypeError for another
-    advice: Callable = lambda value: ""  # value that is refused -> what to write instead
-    is_text: bool = False  # what stands in a file as text is the value
-
-
-def _require(holds):
-    if not holds:
-        raise ValueError
-
-
-def _real(value):
-    _require(isinstance(value, (Real, Decimal)) and not isinstance(value, (bool, np.bool_)))
-    try:
-        value = float(value)
-    except OverflowError:
-        raise ValueError from None
-    _require(math.isfinite(value))
-    return value
-
-
-def _whole(value):
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    number = _real(value)
-    _require(number.is_integer())
-    return int(number)
-
-
-def _above_0(value):
-    number = _real(value)
-    _require(number > 0)
-    return number
-
-
-def _temperature(value):
-    number = _real(value)
-    _require(number >= 0)
-    return number
-
-
-def _share(value):
-    number = _real(value)
-    _require(0 < number <= 1)
-    return number
-
-
-def _from(least):
-    def read(value):
-        number = _whole(value)
-        _require(number >= least)
-        return number
-    return read
-
-
-def _seed(value):
-    if value is None:
-        return None
-    number = _whole(value)
-    _require(0 <= number < 2 ** 32)
-    return number
-
-
 def _boolean(value):
-    _require(isinstance(value, (bool, np.bool_)))
+    require(isinstance(value, (bool, np.bool_)))
     return bool(value)
 
 
 def _list(value, read):
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    _require(isinstance(value, (list, tuple)))
+    require(isinstance(value, (list, tuple)))
     return tuple(map(read, value))
 
 
 def _word(value):
-    _require(isinstance(value, str) and value)
-    return value
+    require(value)
+    return TEXT.read(value)
 
 
 def _ids(value):
-    ids = _list(value, _from(0))
-    _require(ids)
+    ids = _list(value, FROM_0.read)
+    require(ids)
     return ids
 
 
@@ -121,72 +64,56 @@ def _ends(value):
     """Ids that end a sequence, without the one that says that there is none."""
     if value is None:
         return ()
-    ids = _list(value if isinstance(value, (list, tuple, np.ndarray)) else [value], _from(NO_TOKEN))
+    ids = _list(value if isinstance(value, (list, tuple, np.ndarray)) else [value], FROM_NO_TOKEN.read)
     return tuple(token for token in ids if token != NO_TOKEN)
 
 
-def _to_switch_off(off):
-    def advice(value):
-        is_number = isinstance(value, Real) and not isinstance(value, bool)
-        return f": write {off} to switch it off" if is_number and value <= 0 else ""
-    return advice
+def _integer(kind, lowest):
+    """Integers of a call, however large: a length may say that there is no limit."""
+    return unquoted(Kind(kind.expected, integer(lowest, math.inf)))
 
 
-POSITIVE = Setting("a whole number from 1", _from(1))
-NOT_NEGATIVE = Setting("a whole number from 0", _from(0))
-BOOLEAN = Setting("True or False", _boolean)
+def _float(expected, kind, advice):
+    return _advised(Kind(expected, lambda value: float(unquoted(kind).read(value))), advice)
+
+
+def _advised(kind, advice):
+    """The same kind with advice where a number is not above 0."""
+    return replace(kind, advice=lambda value: advice if isinstance(value, Real) and not isinstance(value, bool)
+                   and value <= 0 else "")
+
+
+FROM_0, FROM_1, FROM_NO_TOKEN = _integer(COUNT_OR_0, 0), _integer(COUNT, 1), _integer(TOKEN_ID, NO_TOKEN)
+BOOLEAN = Kind("True or False", _boolean)
 SAMPLING = {
     # 0 is as good, see GenerationSettings.
-    "temperature": Setting("a number above 0", _temperature,
-                           lambda value: ", and 0 takes the likeliest token" if _is_negative(value) else ""),
-    "top_k": Setting("a whole number from 0, which is off", _from(0), _to_switch_off(0)),
-    "top_p": Setting("a number above 0 and up to 1, which is off", _share, _to_switch_off(1)),
-    "repetition_penalty": Setting("a number above 0", _above_0, _to_switch_off(1)),
+    "temperature": _float("a number above 0", NOT_NEGATIVE, ", and 0 takes the likeliest token"),
+    "top_k": _advised(Kind("an integer from 0, which is off", FROM_0.read), ": write 0 to switch it off"),
+    "top_p": _float("a number above 0 and up to 1, which is off", SHARE, ": write 1 to switch it off"),
+    "repetition_penalty": _float("a number above 0", POSITIVE, ": write 1 to switch it off"),
 }
 ALLOWED = {
     **SAMPLING,
-    "max_new_tokens": POSITIVE,
+    "max_new_tokens": FROM_1,
     "do_sample": BOOLEAN,
-    "stop_words_ids": Setting("a list of lists of ids, none empty", lambda value: _list(value, _ids)),
-    "stop_words": Setting("a list of strings, none empty", lambda value: _list(value, _word), is_text=True),
-    "seed": Setting("a whole number from 0 to 2**32 - 1", _seed),
-    "chat_format": Setting("'raw' or 'chatml'", CHAT_FORMAT.read, is_text=True),
-    "max_window_size": POSITIVE,
-    "eos_token_id": Setting(f"an id or a list of ids ({NO_TOKEN}: none)", _ends),
+    "stop_words_ids": Kind("a list of lists of ids, none empty", lambda value: _list(value, _ids)),
+    "stop_words": Kind("a list of strings, none empty", lambda value: _list(value, _word)),
+    "seed": unquoted(Kind("an integer from 0 to 2**32 - 1", integer(0, 2**32 - 1), optional=True)),
+    "chat_format": Kind("'raw' or 'chatml'", CHAT_FORMAT.read),
+    "max_window_size": FROM_1,
+    "eos_token_id": Kind(f"an id or a list of ids ({NO_TOKEN}: none)", _ends),
 }
-
-
-def _is_negative(value):
-    return isinstance(value, Real) and value < 0
-
-
-def checked_setting(name, value, setting=None):
-    """
-    A value as settings hold it: a Python number, lists as tuples.
-
-    Args:
-        name (str): The setting.
-        value: What is given.
-        setting (Setting): What it may be. Default: what `ALLOWED` says.
-
-    Raises:
-        ValueError: The setting can't have it; the message names the setting, what it may be, and the value.
-    """
-    setting = setting or ALLOWED[name]
-    try:
-        return setting.read(value)
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{name}: expected {setting.words}, found {shown(value)}{setting.advice(value)}") from None
+TEXTS = ("stop_words", "chat_format")  # what stands in a file as text is the value
 
 
 def from_text(name, value):
     """The value that is meant where a setting stands as text: "0.8", "True", "[3, 4]"; any other value as it is."""
-    if not isinstance(value, str) or (name in ALLOWED and ALLOWED[name].is_text):
+    if not isinstance(value, str) or name in TEXTS:
         return value
     text = value.strip()
     try:
-        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
-    except (ValueError, RecursionError):
+        return parse_exact_json(text.lower() if text.lower() in ("true", "false") else text)
+    except ValueError:
         return value  # which is refused by name
 
 
@@ -235,7 +162,7 @@ class GenerationSettings:
 
     def __post_init__(self):
         for field in fields(self):
-            object.__setattr__(self, field.name, checked_setting(field.name, getattr(self, field.name)))
+            object.__setattr__(self, field.name, read_as(ALLOWED[field.name], field.name, getattr(self, field.name)))
 
     @property
     def draws(self) -> bool:
@@ -289,11 +216,10 @@ class GenerationSettings:
         values = {name: from_text(name, getattr(config, name, None)) for name in FROM_CONFIG}
         length = getattr(config, "max_decode_length", None)
         if length is not None:
-            values["max_new_tokens"] = checked_setting("max_decode_length", from_text("max_decode_length", length),
-                                                       POSITIVE)
+            values["max_new_tokens"] = read_as(FROM_1, "max_decode_length", from_text("max_decode_length", length))
         values |= cls.of_file(checkpoint or getattr(config, "checkpoint_name_or_path", None))
         values |= {name: value for name, value in overrides.items() if value is not None}
-        ends = checked_setting("eos_token_id", values.pop("eos_token_id", None))
+        ends = read_as(ALLOWED["eos_token_id"], "eos_token_id", values.pop("eos_token_id", None))
         settings = cls().override(**values)
         words = dict.fromkeys([*settings.stop_words_ids, *((token,) for token in ends)])
         return replace(settings, stop_words_ids=tuple(words))
@@ -324,7 +250,7 @@ def _read(path):
     """The settings of a generation_config.json, with `eos_token_id`; ValueError, naming the file, for a bad one."""
     content = read_json(path)
     try:
-        return {name: checked_setting(name, from_text(name, content[name])) for name in ALLOWED
+        return {name: read_as(kind, name, from_text(name, content[name])) for name, kind in ALLOWED.items()
                 if content.get(name) is not None}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
