@@ -177,6 +177,26 @@ def test_what_is_nested_too_deep_is_a_bad_row(write):
         assert read(path)[1].fields == {"prompt": "b"}
 
 
+@pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")])
+def test_an_item_that_is_a_hundred_thousand_deep_is_a_bad_row_in_little_memory(write, opening, closing):
+    deep = opening * 100_000 + ("1" if closing == "}" else "") + closing * 100_000
+    path = write("in.json", f'[{{"prompt": "a"}}, {deep}, {{"prompt": "[{{\\"[b", "x": []}}, [], 1]')
+    assert count_records(path, "json") == 5
+    assert errors(path) == [(2, "invalid JSON: lists and objects are nested deeper than 100"),
+                            (4, "expected an object of columns, found list"),
+                            (5, "expected an object of columns, found int")]
+    assert read(path)[2].fields == {"prompt": '[{"[b', "x": []}
+    for broken in (f"[{opening * 100_000}", f"[{deep}][1]", f"[{deep}] 1"):
+        with pytest.raises(ValueError, match="in.json: invalid JSON"):
+            read(write("in.json", broken))
+
+
+def test_the_deepest_item_of_an_array_is_as_deep_as_a_line_may_be(write):
+    fits, deep = (f'{{"prompt": "a", "x": {"[" * depth}{"]" * depth}}}' for depth in (99, 100))
+    for name, content in (("in.jsonl", f"{fits}\n{deep}"), ("in.json", f"[{fits}, {deep}]")):
+        assert [record.error is None for record in read(write(name, content))] == [True, False]
+
+
 def test_a_number_beyond_all_measure_ends_no_reading(write):
     huge = '{"prompt": "a", "id": 1e99999999999999999999}'
     assert dump_json(read(write("in.jsonl", huge))[0].fields["id"]) == b"1e99999999999999999999"
@@ -210,6 +230,16 @@ def test_a_table_without_the_column_is_refused(write):
     assert read(path, prompt_column="question")[0].fields["question"] == "a"
     with pytest.raises(ValueError, match="two columns have the same name"):
         read(write("in.csv", "prompt,prompt\na,b\n"))
+
+
+def test_of_two_columns_of_one_name_in_parquet_none_is_lost(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+    path = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"]), path)
+    for reads in (read, lambda path: count_records(path, "parquet")):
+        with pytest.raises(ValueError, match="in.parquet: two columns have the same name: prompt, prompt"):
+            reads(path)
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.json", "in.csv", "in.txt"])

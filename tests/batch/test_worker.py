@@ -225,6 +225,7 @@ def test_stop_strings_end_an_answer_and_are_cut_off(answer):
     ({}, "no prompt or messages or query, found nothing"),
     ({"text": "a", "label": 1}, "no prompt or messages or query, found text, label"),
     ({"prompt": ""}, "prompt is empty"), ({"prompt": " \n"}, "prompt is empty"), ({"prompt": None}, "no prompt"),
+    ({"prompt": None, "query": None, "id": 1}, "no prompt or query: found null"),
     ({"prompt": 5}, "prompt: expected text, found 5"),
     ({"prompt": "a", "messages": [{}]}, "both prompt and messages: --prompt_column"),
     ({"prompt": "a", "top_p": 3}, "top_p: expected a number above 0 and up to 1"),

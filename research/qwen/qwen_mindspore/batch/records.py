@@ -2,17 +2,24 @@
 import codecs
 import csv
 import math
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qwen_mindspore.common.extras import import_extra
-from qwen_mindspore.common.json_text import check_depth, dump_json, exact, parse_exact_json
+from qwen_mindspore.common.json_text import DEEPEST, dump_json, exact, parse_exact_json, too_deep
 from qwen_mindspore.common.text import listed, one_line
 
 __all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records"]
 
 LONGEST = 16 * 2**20  # bytes of a line, characters of a CSV field: what is longer is no prompt but a broken file
+TOO_DEEP = object()  # in place of an item that is nested deeper than a row may be
+ESCAPE = re.compile(rb"\\.", re.DOTALL)  # in a text of JSON
+OPENING = list(b"[{")
+NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
             ".parquet": "parquet", ".txt": "text"}
 
@@ -157,7 +164,10 @@ class JsonArray(Rows):
             file.seek(start)
             try:
                 if first:
-                    yield from enumerate(ijson.items(file, "item"), 1)
+                    deepest = _deepest(file)
+                    file.seek(start)
+                    yield from enumerate(
+                        ijson.items(file, "item") if deepest <= DEEPEST + 1 else _shallow_items(ijson, file), 1)
             # A number beyond what a Decimal holds is an ArithmeticError, some halves of surrogate pairs are no UTF-8.
             except (ijson.JSONError, ArithmeticError, UnicodeDecodeError) as error:
                 raise ValueError(f"{path}: invalid JSON: {one_line(error)}") from None
@@ -165,10 +175,8 @@ class JsonArray(Rows):
     @staticmethod
     def record(number, value, prompt_column=None):
         """The Record of an item."""
-        try:
-            check_depth(value)
-        except ValueError as error:
-            return Record(number, error=f"invalid JSON: {error}")
+        if value is TOO_DEEP:
+            return Record(number, error=f"invalid JSON: {too_deep(DEEPEST)}")
         return _object(number, exact(value))
 
 
@@ -192,8 +200,6 @@ class Csv(Rows):
                 raise ValueError(f"{path}: line 1: invalid CSV: {one_line(error)}") from None
             if names is None:
                 return
-            if len(set(names)) < len(names):
-                raise ValueError(f"{path}: two columns have the same name: {listed(names)}")
             _check_column(path, names, prompt_column)
             while True:
                 number = reader.line_num + 1
@@ -272,6 +278,45 @@ def _parquet(path):
         raise ValueError(f"{path}: not a Parquet file that can be read: {one_line(error)}") from None
 
 
+def _deepest(file):
+    """How many lists and objects of a JSON file are open at once."""
+    depth = deepest = in_string = 0
+    rest = b""
+    while part := file.read(2**20):
+        part = ESCAPE.sub(b"", rest + part)
+        rest = b"\\" * part.endswith(b"\\")
+        texts = part.removesuffix(b"\\").split(b'"')
+        brackets = b"".join(texts[in_string::2]).translate(None, NO_BRACKETS)
+        in_string ^= (len(texts) - 1) % 2
+        if brackets:
+            levels = np.cumsum(np.where(np.isin(np.frombuffer(brackets, np.uint8), OPENING), 1, -1)) + depth
+            depth, deepest = int(levels[-1]), max(deepest, int(levels.max()))
+    return deepest
+
+
+def _shallow_items(ijson, file):
+    """
+    The items of the array in a file, with TOO_DEEP in place of those that are. Slower than `ijson.items`, which keeps
+    the place of each open list as a text: gigabytes, where a hundred thousand are open.
+    """
+    depth = deepest = 0  # lists and objects that are open, the array among them; the most there were in this item
+    for event, value in ijson.basic_parse(file):
+        if depth == 0:  # the array begins
+            depth = 1
+            continue
+        if depth == 1:
+            if event == "end_array":  # what follows is an error
+                continue
+            builder, deepest = ijson.ObjectBuilder(), 0
+        depth += event.startswith("start_")
+        deepest = max(deepest, depth - 1)
+        if deepest <= DEEPEST:
+            builder.event(event, value)
+        depth -= event.startswith("end_")
+        if depth == 1:
+            yield builder.value if deepest <= DEEPEST else TOO_DEEP
+
+
 def _skip_mark(file, path):
     """Go to behind the byte order mark of UTF-8; ValueError for that of UTF-16."""
     start = file.read(3)
@@ -292,7 +337,9 @@ def _without_nans(fields):
 
 
 def _check_column(path, names, prompt_column):
-    """ValueError where a table has nothing to answer."""
+    """ValueError where a table has nothing to answer, or two columns of one name, of which one would be lost."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: two columns have the same name: {listed(names)}")
     wanted = [prompt_column] if prompt_column else ["prompt", "messages", "query"]
     if not set(wanted) & set(names):
         raise ValueError(f"{path}: expected a column {' or '.join(wanted)}, found {listed(names)}; --prompt_column "

@@ -170,6 +170,9 @@ class Worker:
         names = [name for name in ([column] if column else PROMPTS) if fields.get(name) is not None]
         filled = [name for name in names if fields[name] != ""] or names
         if not filled:
+            nulls = [name for name in ([column] if column else PROMPTS) if name in fields]
+            if nulls:
+                raise ValueError(f"no {' or '.join(nulls)}: found null")
             raise ValueError(f"no {column or ' or '.join(PROMPTS)}, found {listed(fields) or 'nothing'}")
         if len(filled) > 1:
             raise ValueError(f"both {' and '.join(filled)}: --prompt_column says which one to answer")

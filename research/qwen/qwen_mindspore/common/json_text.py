@@ -40,7 +40,7 @@ def parse_exact_json(text, deepest=DEEPEST):
     try:
         content = json.loads(text, parse_float=_float, parse_int=_int, parse_constant=_refuse_constant)
     except RecursionError:
-        raise ValueError(_too_deep(deepest)) from None
+        raise ValueError(too_deep(deepest)) from None
     check_depth(content, deepest)
     return content
 
@@ -62,7 +62,7 @@ def check_depth(content, deepest=DEEPEST):
     while level:
         depth += 1
         if depth > deepest:
-            raise ValueError(_too_deep(deepest))
+            raise ValueError(too_deep(deepest))
         level = _nested(item for part in level for item in (part.values() if isinstance(part, dict) else part))
 
 
@@ -121,5 +121,6 @@ def _refuse_constant(name):
     raise ValueError(f"{name} is no JSON number")
 
 
-def _too_deep(deepest):
+def too_deep(deepest):
+    """The message for content that is nested deeper than that."""
     return f"lists and objects are nested deeper than {deepest}"
