@@ -61,6 +61,31 @@ class TestNames:
         find_checkpoint(NAME, "v1")
         assert len(hub.bodies(WEIGHTS)) == 1
 
+    def test_nor_is_it_looked_up_again(self, hub, unreachable):
+        found = find_checkpoint(NAME), find_checkpoint(NAME, "v1")
+        unreachable()
+        assert find_checkpoint(NAME).checkpoint == find_checkpoint(NAME, "v1").checkpoint == found[0].checkpoint
+
+    @pytest.mark.parametrize("content", ["", "{}"])
+    def test_a_damaged_entry_is_written_anew_and_nothing_is_fetched_again(self, hub, content, unreachable, tmp_path):
+        find_checkpoint(NAME)
+        (place(tmp_path) / "entry.json").write_text(content)
+        found = find_checkpoint(NAME)
+        unreachable()
+        assert find_checkpoint(NAME).checkpoint == found.checkpoint
+        assert len(hub.bodies(WEIGHTS)) == 1
+
+    def test_a_model_of_which_a_file_is_missing_is_fetched_again(self, hub, tmp_path):
+        found = find_checkpoint(NAME)
+        next(found.checkpoint.glob("*.safetensors")).unlink()
+        assert list(find_checkpoint(NAME).checkpoint.glob("*.safetensors"))
+        assert len(hub.bodies(WEIGHTS)) == 2
+
+    def test_no_name_at_all(self, hub):
+        with pytest.raises(ValueError, match="^--model: expected a name, like Qwen/Qwen-7B-Chat, or a folder, found "
+                                             "nothing$"):
+            find_checkpoint("")
+
     def test_what_is_no_qwen_leaves_nothing(self, hub, other, tmp_path):
         with pytest.raises(ValueError, match="a/b: config.json: model_type"):
             find_checkpoint(other("a/b", **{"config.json": '{"model_type": "llama"}'}))

@@ -1,6 +1,7 @@
 """Fetching a model from a hub: what, whole or not at all, resumed, and what is said when it can't be."""
 import json
 import shutil
+import socket
 import sys
 import types
 from collections import namedtuple
@@ -170,6 +171,20 @@ class TestRefusals:
     def test_a_hub_that_is_out_of_order(self, hub):
         hub.refuse = 503
         assert f"{hub.url} can't be reached (it answers 503)" in self.refused(hub, Unreachable)
+        assert "try again later. What was fetched is kept" in self.refused(hub, Unreachable)
+
+    def test_a_hub_that_never_answers(self, hub, monkeypatch, capfd):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            monkeypatch.setenv("HF_ENDPOINT", url)
+            monkeypatch.setattr("qwen_mindspore.checkpoint.hub.SILENCE", 0.1)
+            monkeypatch.setattr("qwen_mindspore.checkpoint.hub.PATIENCE", 1.0)
+            assert f"{url} can't be reached (ReadTimeout): is this machine offline?" in self.refused(hub, Unreachable)
+        assert f"model: looking up {NAME} at {url} ...\n" in capfd.readouterr().err
+
+    def test_an_endpoint_that_is_no_url(self, hub, monkeypatch):
+        monkeypatch.setenv("HF_ENDPOINT", "nonsense")
+        assert self.refused(hub, ValueError).startswith("HF_ENDPOINT: nonsense is no URL of a hub: expected one like ")
 
     def test_no_connection(self, hub, unreachable):
         unreachable()

@@ -1,6 +1,10 @@
 """`qwen-ms cache`: what is in the cache, and deleting from it."""
+import json
 import os
+import shutil
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +30,7 @@ def model(name="Qwen/Qwen-7B", revision="main", commit=COMMIT, hub="huggingface"
     folder.mkdir(parents=True)
     entry.save()
     if downloaded is None:
-        (folder / "model.safetensors.index.json").touch()
+        (folder / "model.safetensors.index.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(bytes(2000 if downloaded is None else downloaded))
     os.utime(entry.folder / "entry.json", (time.time() - age * DAY,) * 2)
     return entry
@@ -100,6 +104,87 @@ def test_what_is_not_there_is_refused_and_nothing_is_deleted(arguments, message,
     assert main(["--delete", *arguments]) == 1
     assert said(capfd) == [[], [f"cache: {message}"]]
     assert len(entries()) == 1
+
+
+DAMAGED = ["", "[]", "{}", '{"hub": "huggingface", "name": 3}',
+           json.dumps({"hub": "huggingface", "name": "Qwen/Qwen-7B", "revision": 7, "commit": COMMIT, "files": {}}),
+           json.dumps({"hub": "huggingface", "name": "Qwen/Qwen-7B", "revision": "main", "commit": COMMIT,
+                       "files": {"model.safetensors": {"sizes": 2000}}})]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_an_entry_that_can_not_be_read_is_listed_as_damaged_and_can_be_deleted(content, capfd):
+    other = model("Qwen/Qwen-14B")
+    (model().folder / "entry.json").write_text(content)
+    assert main([]) == 0
+    assert [" damaged " in line for line in said(capfd)[0] if line.startswith("Qwen/Qwen-7B ")] == [True]
+    assert main(["--delete", "Qwen/Qwen-7B"]) == 0
+    assert [entry.folder for entry in entries()] == [other.folder]
+
+
+def test_so_is_a_converted_model_of_which_a_file_is_missing(capfd):
+    entry = model()
+    (entry.checkpoint / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
+    assert main([]) == 0
+    assert " damaged " in said(capfd)[0][1]
+
+
+def test_a_damaged_entry_of_a_folder_of_this_disk_is_named_by_its_place(tmp_path, capfd):
+    entry = local_entry(tmp_path / "mine")
+    entry.folder.mkdir(parents=True)
+    (entry.folder / "entry.json").write_text("{")
+    assert main([]) == 0 and said(capfd)[0][1].startswith(f"{entry.folder}  -")
+    assert main(["--delete", str(entry.folder)]) == 0
+    assert entries() == []
+
+
+def test_a_folder_in_the_place_of_an_entry_s_file_is_no_entry(cache, capfd):
+    (cache / "huggingface/Qwen--Qwen-7B/x/entry.json").mkdir(parents=True)
+    assert main([]) == 0
+    assert said(capfd)[0] == []
+
+
+def test_files_that_go_while_they_are_counted_are_not_counted(monkeypatch):
+    entry = model(downloaded=500)
+    (entry.download / "gone").write_bytes(b"x")
+
+    def going(real):
+        def status(path, *arguments, **options):
+            if path.name == "gone":
+                raise FileNotFoundError(path)
+            return real(path, *arguments, **options)
+        return status
+
+    monkeypatch.setattr(Path, "lstat", going(Path.lstat))
+    monkeypatch.setattr(Path, "stat", going(Path.stat))
+    assert entry.what == "download, 25 %" and entry.size > 500
+
+
+def test_who_waits_for_a_model_that_is_deleted_meanwhile_holds_a_lock_that_is_there():
+    entry, seen = model(downloaded=500), []
+
+    def wait():
+        with entry.locked():
+            seen.append((entry.folder / "lock").is_file())
+            with pytest.raises(BlockingIOError), entry.locked(wait=False):
+                pass
+
+    with entry.locked():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.2)
+        shutil.rmtree(entry.folder)
+    thread.join(10)
+    assert seen == [True]
+
+
+def test_every_revision_that_is_the_same_commit_is_shown_and_understood(capfd):
+    entry = model()
+    hub_entry(Repository("huggingface", "Qwen/Qwen-7B", "v1", COMMIT, {})).remember()
+    assert main([]) == 0
+    assert "  main, v1 (0123456)  " in said(capfd)[0][1]
+    assert main(["--delete", "Qwen/Qwen-7B", "--revision", "v1"]) == 0
+    assert not entry.folder.exists()
 
 
 def test_a_model_that_is_being_fetched_is_left_alone(capfd):

@@ -53,6 +53,8 @@ def find_checkpoint(model, revision=None, hub=None, convert=True):
     Raises:
         ValueError, OSError: There is no such model, it can't be fetched, or it is no Qwen.
     """
+    if not model:
+        raise ValueError("--model: expected a name, like Qwen/Qwen-7B-Chat, or a folder, found nothing")
     path = Path(model).expanduser()
     repair(path)
     if path.exists():
@@ -113,7 +115,9 @@ def _from_hub(hub, name, revision):
     if entry is None or not entry.is_converted:
         entry = hub_entry(_look_up(hub, name, revision, entry))
         with entry.locked():
-            if not entry.is_converted:
+            if entry.is_converted:  # by another process, or as another revision
+                entry.remember()
+            else:
                 entry.save()
                 _fetch(entry)
                 _convert(entry.download, entry)

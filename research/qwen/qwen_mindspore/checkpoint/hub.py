@@ -15,6 +15,7 @@ import fnmatch
 import hashlib
 import os
 import re
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ NAME = "model"  # what messages begin with
 DESCRIPTIONS = ("config.json", "generation_config.json", "quantize_config.json", "qwen.tiktoken")
 ATTEMPTS = 5  # to go on where a connection broke, without a new byte in between
 PAUSE = 1.0  # seconds before each
+SILENCE = 2.0  # seconds after which it is said what is waited for
+PATIENCE = 30.0  # seconds until a hub that says nothing counts as out of reach
 RELEASED = [f"Qwen/Qwen-{size}{kind}" for size in ("1_8B", "7B", "14B", "72B")
             for kind in ("", "-Chat", "-Chat-Int4", "-Chat-Int8")]
 
@@ -99,8 +102,9 @@ class HuggingFace:
 
     def list_files(self, name, revision):
         """(commit, {name: RemoteFile}) of everything in a repository; see `look_up` for errors."""
-        with self._one_line(name, revision):
-            info = self.package.HfApi(endpoint=self.endpoint).model_info(name, revision=revision, files_metadata=True)
+        with self._one_line(name, revision), _saying(f"looking up {name} at {self.endpoint} ..."):
+            info = self.package.HfApi(endpoint=self.endpoint).model_info(name, revision=revision, files_metadata=True,
+                                                                         timeout=PATIENCE)
         return info.sha, {file.rfilename: RemoteFile(file.size, file.lfs.sha256 if file.lfs else None,
                                                      None if file.lfs else file.blob_id) for file in info.siblings}
 
@@ -176,9 +180,13 @@ class HuggingFace:
         if status in (401, 403):
             return PermissionError(f"{name}: {self.endpoint} refuses it ({status}): log in with `hf auth login` or set "
                                    "HF_TOKEN to a token that may read it")
-        reason = type(error).__name__ if status is None else f"it answers {status}"
-        return Unreachable(f"{name}: {self.endpoint} can't be reached ({reason}): is this machine offline? What was "
-                           "fetched is kept: the same command resumes")
+        if isinstance(error, ValueError):  # requests' MissingSchema, InvalidURL and their like
+            return ValueError(f"HF_ENDPOINT: {self.endpoint} is no URL of a hub: expected one like "
+                              "https://huggingface.co, or nothing")
+        reason, advice = ((type(error).__name__, "is this machine offline?") if status is None else
+                          (f"it answers {status}", "try again later."))
+        return Unreachable(f"{name}: {self.endpoint} can't be reached ({reason}): {advice} What was fetched is kept: "
+                           "the same command resumes")
 
 
 class ModelScope:
@@ -369,6 +377,18 @@ def _git_sha1(path):
     """What git calls a file with this content."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+@contextlib.contextmanager
+def _saying(text):
+    """Say what is waited for, where it takes long."""
+    timer = threading.Timer(SILENCE, say, (NAME, text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _files_in(folder):

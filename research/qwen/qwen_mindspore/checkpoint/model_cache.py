@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,18 +37,25 @@ class Entry:
     Args:
         folder (Path): Its folder.
         info (dict): What entry.json says, or is to say: hub, name (that of a hub, or the path of a folder), revision,
-            commit, and files (name -> RemoteFile as a dict) of a model from a hub; digest of a local folder that was
-            converted, None while it is.
+            commit, and files (name -> RemoteFile as a dict) of a model from a hub, and aliases, the other revisions
+            that were found to be that commit; digest of a local folder that was converted, None while it is.
+        is_damaged (bool): entry.json says nothing of use, and `info` is what the folder's place says.
     """
 
-    def __init__(self, folder, info):
-        self.folder, self.info = folder, info
+    def __init__(self, folder, info, is_damaged=False):
+        self.folder, self.info, self.is_damaged = folder, info, is_damaged
 
     @classmethod
     def read(cls, folder):
-        """The Entry in a folder, or None."""
-        file = folder / "entry.json"
-        return cls(folder, read_json(file)) if file.is_file() else None
+        """The Entry in a folder, or None. One that is damaged can be listed and deleted, and is written anew."""
+        try:
+            info = read_json(folder / "entry.json")
+            _check_info(info)
+            return cls(folder, info)
+        except FileNotFoundError:  # or it was deleted just now
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return cls(folder, _info_by_place(folder), is_damaged=True)
 
     @property
     def name(self):
@@ -66,8 +74,17 @@ class Entry:
 
     @property
     def is_converted(self):
-        """Whether the checkpoint is there."""
-        return (self.checkpoint / INDEX).is_file()
+        """Whether the checkpoint is there, with every file that its index names."""
+        try:
+            files = set(read_json(self.checkpoint / INDEX).get("weight_map", {}).values())
+            return all((self.checkpoint / name).is_file() for name in files)
+        except (OSError, ValueError, TypeError, AttributeError):
+            return False
+
+    @property
+    def revisions(self):
+        """Everything that the user may call its revision."""
+        return [self.info.get("revision"), *self.info.get("aliases", []), self.info.get("commit")]
 
     @property
     def repository(self):
@@ -84,6 +101,15 @@ class Entry:
         """Write entry.json."""
         write_json(self.folder / "entry.json", self.info)
 
+    def remember(self):
+        """Note that the revision, of a model that is there, is this commit: it need not be looked up again."""
+        known = Entry.read(self.folder)
+        if known is None or known.is_damaged:
+            self.save()
+        elif self.info["revision"] not in known.revisions:
+            known.info["aliases"] = [*known.info.get("aliases", []), self.info["revision"]]
+            known.save()
+
     def touch(self):
         """The model is used now."""
         with contextlib.suppress(OSError):  # somebody else's cache
@@ -92,22 +118,27 @@ class Entry:
     @property
     def last_used(self):
         """Seconds since the epoch."""
-        return (self.folder / "entry.json").stat().st_mtime
+        try:
+            return (self.folder / "entry.json").stat().st_mtime
+        except OSError:  # it was deleted just now
+            return 0
 
     @property
     def size(self):
         """Bytes of all its files."""
-        return sum(path.lstat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return _bytes_in(self.folder)
 
     @property
     def what(self):
         """What there is of it, in words."""
+        if self.is_damaged or ((self.checkpoint / INDEX).exists() and not self.is_converted):
+            return "damaged"
         if self.is_converted:
             return "converted"
         if self.info["hub"] == LOCAL:
             return "unfinished" if "digest" in self.info else "settings"
         total = sum(file["size"] for file in self.info["files"].values())
-        here = sum(path.stat().st_size for path in self.download.rglob("*") if path.is_file())
+        here = _bytes_in(self.download, follow=True)
         return f"download, {min(100, 100 * here // max(total, 1))} %"
 
     @contextlib.contextmanager
@@ -116,17 +147,27 @@ class Entry:
         Hold the lock of the entry; whoever comes second waits, and is told so, or with `wait=False` gets a
         BlockingIOError.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    raise BlockingIOError(f"{self.name}: another process is fetching or converting it: try again when "
-                                          "it has ended") from None
-                say("model", f"{self.name}: another process is fetching or converting it; waiting")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._lock(wait):
             yield
+
+    def _lock(self, wait):
+        """The open file that is the lock, held. One that was deleted while we waited for it is none any more."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as stack:
+                lock = stack.enter_context(open(self.folder / "lock", "w", encoding="utf-8"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not wait:
+                        raise BlockingIOError(f"{self.name}: another process is fetching or converting it: try again "
+                                              "when it has ended") from None
+                    say("model", f"{self.name}: another process is fetching or converting it; waiting")
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.fstat(lock.fileno()), os.stat(self.folder / "lock")):
+                        stack.pop_all()
+                        return lock
 
 
 def hub_entry(repository):
@@ -153,8 +194,8 @@ def folder_digest(folder):
 
 def find_entry(hub, name, revision):
     """The Entry of a model that was fetched, or begun to be, as that revision, or whose commit that is; or None."""
-    found = [entry for entry in _entries_in(_hub_folder(hub, name)) if revision in
-             (entry.info["revision"], entry.info["commit"])]
+    found = [entry for entry in _entries_in(_hub_folder(hub, name))
+             if revision in entry.revisions and not entry.is_damaged]
     # Where a branch has moved while a download was interrupted there are two: what can be used, then the latest.
     return max(found, key=lambda entry: (entry.is_converted, entry.last_used), default=None)
 
@@ -188,4 +229,34 @@ def _hub_folder(hub, name):
 
 
 def _entries_in(folder):
-    return [Entry.read(file.parent) for file in sorted(folder.glob("[!.]*/entry.json"))]
+    found = [Entry.read(file.parent) for file in sorted(folder.glob("[!.]*/entry.json"))]
+    return [entry for entry in found if entry]
+
+
+def _check_info(info):
+    """An error of some kind where entry.json is not as `Entry.save` writes it."""
+    texts = [info["hub"], info["name"]]
+    if info["hub"] != LOCAL:
+        texts += [info["revision"], info["commit"], *info.get("aliases", [])]
+        for file in info["files"].values():
+            texts += [] if isinstance(RemoteFile(**file).size, int) else [None]
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ValueError("expected texts")
+
+
+def _info_by_place(folder):
+    """What can be said of an entry whose entry.json is damaged: see `hub_entry` and `local_entry`."""
+    if folder.parent.name == LOCAL:
+        return {"hub": LOCAL, "name": str(folder)}
+    return {"hub": folder.parent.parent.name, "name": folder.parent.name.replace("--", "/", 1),
+            "revision": folder.name, "commit": folder.name, "files": {}}
+
+
+def _bytes_in(folder, follow=False):
+    """Bytes of the files in a folder, of which another process may rename or delete some meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            status = path.stat() if follow else path.lstat()
+            total += status.st_size if not stat.S_ISDIR(status.st_mode) else 0
+    return total

@@ -49,7 +49,8 @@ def revision_of(entry):
     revision, commit = entry.info["revision"], entry.info["commit"]
     hub = "" if entry.info["hub"] == next(iter(HUBS)) else f", {entry.info['hub']}"
     same = commit.startswith(revision)
-    return (revision[:12] if same else f"{revision} ({commit[:COMMIT_LENGTH]})") + hub
+    names = ", ".join([revision, *entry.info.get("aliases", [])])
+    return (revision[:12] if same else f"{names} ({commit[:COMMIT_LENGTH]})") + hub
 
 
 def chosen(args, found):
@@ -62,7 +63,7 @@ def chosen(args, found):
     doomed = []
     for name in args.delete:
         of_name = [entry for entry in found if entry.name == name
-                   and args.revision in (None, entry.info.get("revision"), entry.info.get("commit"))
+                   and (args.revision is None or args.revision in entry.revisions)
                    and args.hub in (None, entry.info["hub"])]
         if not of_name:
             near = difflib.get_close_matches(name, [entry.name for entry in found], n=1)
