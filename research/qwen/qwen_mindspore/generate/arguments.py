@@ -9,7 +9,16 @@ from mindformers.generation.generation_config import GenerationConfig
 from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.sampling import as_ids
-from qwen_mindspore.generate.settings import ALLOWED, BOOLEAN, FROM_0, FROM_1, SAMPLING, from_text, nearest
+from qwen_mindspore.generate.settings import (
+    ALLOWED,
+    BOOLEAN,
+    FROM_0,
+    FROM_1,
+    FROM_NO_TOKEN,
+    SAMPLING,
+    from_text,
+    nearest,
+)
 
 __all__ = ["Arguments", "generation_arguments", "prompts_of"]
 
@@ -17,7 +26,7 @@ __all__ = ["Arguments", "generation_arguments", "prompts_of"]
 KNOWN = {
     **SAMPLING, **{name: ALLOWED[name] for name in ("do_sample", "max_new_tokens", "eos_token_id", "stop_words_ids")},
     "max_length": FROM_1, "num_return_sequences": FROM_1,
-    **dict.fromkeys(("min_length", "min_new_tokens", "pad_token_id"), FROM_0),
+    **dict.fromkeys(("min_length", "min_new_tokens"), FROM_0), "pad_token_id": FROM_NO_TOKEN,
     **dict.fromkeys(("renormalize_logits", "return_dict_in_generate", "output_scores", "output_logits"), BOOLEAN),
 }
 DEFAULT_LENGTH = 20  # of prompt and answer, as MindFormers has it
