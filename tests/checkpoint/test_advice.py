@@ -3,10 +3,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file as save_safetensors
 
 from helpers.checkpoints import CONFIG, random_tensors, save, write_hf_folder
 from qwen_mindspore.checkpoint.convert import convert_reversed, convert_weight
-from qwen_mindspore.checkpoint.files import HUGGING_FACE, checkpoint_files, read_config
+from qwen_mindspore.checkpoint.files import HUGGING_FACE, Checkpoint, checkpoint_files, read_config
 from qwen_mindspore.text.tokenizer import load_vocab
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 2042\n"
@@ -130,3 +131,50 @@ def test_names_of_the_other_side_are_told(tmp_path):
         convert_weight(tmp_path / "ms", tmp_path / "again")
     with pytest.raises(ValueError, match="these are Hugging Face names: convert it with convert/convert_weight.py"):
         convert_reversed(folder, tmp_path / "back")
+
+
+def old_format(tensors, path):
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("written, name, said", [
+    (save_safetensors, "pytorch_model.bin", "this is a safetensors file: give it a name that ends in .safetensors"),
+    (torch.save, "model.safetensors", "this is a file of torch.save: give it a name that ends in .bin, pytorch"),
+    (old_format, "model.safetensors", "this is a file of torch.save"),
+], ids=["safetensors", "torch", "old_torch"])
+def test_weights_under_another_formats_name_are_named(tmp_path, written, name, said):
+    folder = write_hf_folder(tmp_path / "hf", random_tensors())
+    (folder / "model.safetensors").unlink()
+    written(random_tensors(), folder / name)
+    with pytest.raises(ValueError) as error:
+        convert_weight(folder, tmp_path / "ms")
+    assert str(error.value).startswith(f"{folder}/{name}: {said}")
+    assert not (tmp_path / "ms").exists()
+
+
+@pytest.mark.parametrize("written", [save_safetensors, torch.save])
+def test_weights_under_the_name_of_a_ckpt_are_named(tmp_path, written):
+    written(random_tensors(), tmp_path / "qwen.ckpt")
+    with pytest.raises(ValueError, match="qwen.ckpt: this is a (safetensors file|file of torch.save): give it a name"):
+        Checkpoint(checkpoint_files(tmp_path / "qwen.ckpt"))
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"<!DOCTYPE html><html>Sign in", "a web page"), (b"\n<html>", "a web page"), (b"GGUF\3\0\0\0", "a GGUF file"),
+    (b"<?xml version='1.0'?><Error>", "an XML page"), (b"\x1f\x8b\x08\0", "a gzip archive"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"), (b'{"error": "401"}', "a JSON text"),
+])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_what_came_in_place_of_weights_is_named(tmp_path, content, said, name):
+    folder = write_hf_folder(tmp_path / "hf", random_tensors())
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(content + b" " * 50)
+    with pytest.raises(ValueError) as error:
+        convert_weight(folder, tmp_path / "ms")
+    assert str(error.value) == f"{folder}/{name}: damaged or incomplete (this is {said}): fetch or make the file again"
+
+
+def test_a_file_in_place_of_its_folder(tmp_path):
+    file = write_hf_folder(tmp_path / "hf", random_tensors()) / "model.safetensors"
+    with pytest.raises(NotADirectoryError, match="model.safetensors: this is a file: give the folder that it is in"):
+        convert_weight(file, tmp_path / "ms")

@@ -145,6 +145,8 @@ def test_a_signal_ends_it_between_two_steps_with_what_is_done_kept(work, fake, t
 @pytest.mark.parametrize("arguments, said", [
     (["--input", "missing.jsonl"], "missing.jsonl: no such file"),
     (["--output", "in.jsonl"], "in.jsonl: this is the input"),
+    (["--output", "."], "--output .: this is a folder: name a file in it"),
+    (["--output", ".", "--overwrite"], "this is a folder"),
     (["--cache_tokens", "255"], "--cache_tokens: expected at least seq_length, 256"),
     (["--top_p", "3"], "top_p: expected a number above 0 and up to 1"),
     (["--chat_format", "chatml", "--parse_special"], "--parse_special: this is a chat model"),
@@ -234,3 +236,13 @@ def test_a_killed_process_and_an_interrupted_one_with_the_model_itself(work, tmp
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [answer["id"] for answer in answers] == list(range(1, 121))
     assert len({answer["response"] for answer in answers}) > 100
+
+
+@pytest.mark.parametrize("suffix", [".errors.jsonl", ".part", ".meta.json"])
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_an_input_that_the_output_would_replace_is_kept(work, fake, tmp_path, capfd, suffix, more):
+    # The rows that failed, say, to be tried again.
+    before = (tmp_path / "in.jsonl").rename(tmp_path / f"out.jsonl{suffix}").read_bytes()
+    assert main([*work("--input_format", "jsonl", *more), "--input", f"out.jsonl{suffix}"]) == 1
+    assert f"--output out.jsonl: the input is out.jsonl{suffix}, which is written beside it" in capfd.readouterr().err
+    assert outputs(tmp_path) == {f"out.jsonl{suffix}": before}

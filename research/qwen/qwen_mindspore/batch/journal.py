@@ -26,12 +26,18 @@ from qwen_mindspore.common.files import sync_folder
 from qwen_mindspore.common.json_text import dump_json
 from qwen_mindspore.common.text import shown
 
-__all__ = ["ANSWER", "ERROR", "Journal"]
+__all__ = ["ANSWER", "ERROR", "Journal", "written"]
 
 HEADER, ANSWER, ERROR = "H", "A", "E"
 LINE = re.compile(rb"([0-9a-f]{8})\t(([0-9]+)\t([HAE])\t(.*))\n", re.DOTALL)
 TORN_HEADER = re.compile(rb"[0-9a-f]{,8}|[0-9a-f]{8}\t(0(\t(H(\t[^\n]*)?)?)?)?")
 SYNC_SECONDS = 5.0  # of work that a power cut may cost; a kill costs nothing that was written
+
+
+def written(out):
+    """The Paths of the files that are made for an output: itself, its journal, its errors, and its fingerprint."""
+    out = Path(out)
+    return [out, *(out.with_name(out.name + suffix) for suffix in (".part", ".errors.jsonl", ".meta.json"))]
 
 
 class Journal:
@@ -54,9 +60,7 @@ class Journal:
     """
 
     def __init__(self, out, fingerprint, overwrite=False):
-        self.out = Path(out)
-        self.path, self.errors, self.meta = (self.out.with_name(self.out.name + suffix)
-                                             for suffix in (".part", ".errors.jsonl", ".meta.json"))
+        self.out, self.path, self.errors, self.meta = written(out)
         self.fingerprint = json.loads(dump_json(fingerprint))
         self.counts = {ANSWER: 0, ERROR: 0}
         self.is_complete = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from qwen_mindspore.batch.assemble import build_worker, fingerprint, load_settings, row_options, size_model
-from qwen_mindspore.batch.journal import ANSWER, ERROR, Journal
+from qwen_mindspore.batch.journal import ANSWER, ERROR, Journal, written
 from qwen_mindspore.batch.records import FORMATS, count_records, file_format, read_records
 from qwen_mindspore.batch.worker import answer_all
 from qwen_mindspore.common.progress import say
@@ -101,8 +101,7 @@ def generate(args):
         KeyboardInterrupt: By a signal.
     """
     format = file_format(args.input, args.input_format)
-    if Path(args.output).exists() and os.path.samefile(args.input, args.output):
-        raise ValueError(f"--output {args.output}: this is the input")
+    _check_output(args.input, args.output)
     config = load_config(args.config, args.load_checkpoint, args.device_target, args.device_id)
     size_model(args, config)
     settings, options = load_settings(args, config), row_options(args)
@@ -121,6 +120,16 @@ def generate(args):
     rest = f", {bad} could not be: see {journal.errors}" if bad else ""
     say(NAME, f"{journal.counts[ANSWER]} rows answered{rest}")
     return journal
+
+
+def _check_output(input, output):
+    """ValueError where there would be no place for the output, or the input would be lost for it."""
+    if Path(output).is_dir():
+        raise ValueError(f"--output {output}: this is a folder: name a file in it")
+    for path in written(output):
+        if path.exists() and os.path.samefile(input, path):
+            what = "this is the input" if path == Path(output) else f"the input is {path}, which is written beside it"
+            raise ValueError(f"--output {output}: {what}: name another")
 
 
 def _answer(args, config, format, journal, total):

@@ -196,11 +196,14 @@ def read_config(path):
 
     Raises:
         FileNotFoundError: No such file; the message says what the folder is, where that is known.
+        NotADirectoryError: It is said to be in what is no folder.
         ValueError: Not JSON, another model's, or see `first_release.in_todays_words` and `keys.read_config_json`.
     """
     path = Path(path)
     if not path.is_file() and (what := advice.of_folder(path.parent)):
         raise FileNotFoundError(f"{path} is missing: {what}")
+    if path.parent.is_file():
+        raise NotADirectoryError(f"{path.parent}: this is a file: give the folder that it is in, with its {path.name}")
     config = read_json(path)
     advice.check_model(config, path)
     return read_config_json(in_todays_words(config, path), path)
