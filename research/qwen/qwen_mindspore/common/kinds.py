@@ -34,11 +34,13 @@ class Kind:
         expected (str): In words, for the message.
         read (function): The value as it is meant; raises ValueError, TypeError, KeyError or OverflowError for another.
         optional (bool): None is one of them.
+        off (int): What switches the setting off, for the message where someone has tried it with 0 or less.
     """
 
     expected: str
     read: Callable
     optional: bool = False
+    off: int | None = None
 
 
 class Refused(ValueError):
@@ -64,7 +66,14 @@ def read_as(kind, key, value):
     except Refused as error:
         raise ValueError(f"{key}: {error}") from None
     except (ValueError, TypeError, KeyError, OverflowError):
-        raise ValueError(f"{key}: expected {kind.expected}, found {shown(value)}") from None
+        raise ValueError(f"{key}: expected {kind.expected}, found {shown(value)}{_advice(kind, value)}") from None
+
+
+def _advice(kind, value):
+    try:
+        return f": write {kind.off} to switch it off" if kind.off is not None and _as_number(value) <= 0 else ""
+    except (ValueError, OverflowError):
+        return ""
 
 
 def read_keys(table, values, place=""):
