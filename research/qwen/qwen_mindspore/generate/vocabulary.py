@@ -15,15 +15,17 @@ def check_vocabulary(tokenizer, vocab_size, token_ids=()):
         tokenizer (QwenTokenizer): With the vocabulary. Tokenizers of other kinds are left alone.
         vocab_size (int): The model's: it has a row for each token with a meaning, and released ones up to 213 more than
             the vocabulary has tokens.
-        token_ids (Iterable[int | list[int] | None]): The ids of a model's config that end or fill up a sequence. What
-            they say counts where one of them is that of a control token: `<|endoftext|>` is among them then.
+        token_ids (Sequence[int | list[int] | None]): Where they are known, the ids of a model's config that end or fill
+            up a sequence. What they say counts where one of them is that of a control token: `<|endoftext|>` is among
+            them then.
     """
     if not hasattr(tokenizer, "eod_id"):
         return
     path, tokens = tokenizer.vocab_file, tokenizer.vocab_size
     advice = "is this the model's? Give the whole file of the model's own, as qwen.tiktoken beside the checkpoint or " \
              "as vocab_file of the tokenizer"
-    if tokenizer.im_end_id >= vocab_size or tokens + MOST_ROWS_BEYOND < vocab_size:
+    is_part = bool(token_ids) and tokens + MOST_ROWS_BEYOND < vocab_size
+    if tokenizer.im_end_id >= vocab_size or is_part:
         raise ValueError(f"{path}: a vocabulary of {tokens} tokens, and the model has a vocab_size of {vocab_size}: "
                          f"{advice}")
     ids = {token for value in token_ids for token in (value if isinstance(value, (list, tuple)) else [value])}
