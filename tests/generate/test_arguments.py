@@ -152,7 +152,7 @@ def test_a_mask_says_what_is_the_prompt_and_nothing_else_does():
     for kind in (list, np.array, lambda rows: Tensor(np.array(rows))):
         assert prompts(kind(ids), kind(mask)) == [[PAD, 1], [2, EOD]]
     assert prompts([1, 2], [1, 0]) == [[1]]
-    for wrong in ([[1, 1]], [[1], [1, 1]], "11", [[1, 1, 1]] * 3):
+    for wrong in ([[1, 1]], [[1], [1, 1]], "11", [[1, 1, 1]] * 3, [[0, 1, 2], [1, 1, 0]], [[0, 1, np.nan], [1, 1, 0]]):
         with pytest.raises(ValueError, match="^attention_mask: expected "):
             prompts(ids, wrong)
     with pytest.raises(ValueError, match="^attention_mask: expected "):
@@ -219,3 +219,9 @@ def test_numbers_at_the_ends_of_their_range_are_answered(model):
         assert len(answer(model, [1, 2, 3], repetition_penalty=penalty)[0]) == 9
     repeated = answer(model, [1, 2, 3], repetition_penalty=1e-40)[0][3:].tolist()
     assert set(repeated) <= {1, 2, 3} | set(greedy)
+
+
+@pytest.mark.parametrize("none", [None, -1, "-1"])
+def test_there_may_be_no_padding(none):
+    assert generation_arguments(QwenConfig(pad_token_id=none), None, {}).settings.pad_token_id is None
+    assert generation_arguments(QwenConfig(), None, {"pad_token_id": none}).settings.pad_token_id is None

@@ -96,6 +96,7 @@ def test_contradictions_are_refused_by_name(settings, named):
     ("eos_token_id", [1, -2], "a token id, -1 for none, a list of them or None"),
     ("pad_token_id", "<|endoftext|>", "a token id, -1 for none or None"),
     ("top_p", 1.5, "a number above 0, up to 1"),
+    ("temperature", -1, "a number from 0"),
     ("use_flash_attention", "never", "true or false or None"),
     ("checkpoint_name_or_path", 7, "a path or None"),
     ("model_type", "llama", "'qwen'"),
@@ -106,7 +107,15 @@ def test_a_value_of_another_kind_is_refused_by_name(key, value, expected):
     assert str(error.value) == f"{key}: expected {expected}, found {value!r}"
 
 
+@pytest.mark.parametrize("key, value, off", [("top_k", -1, 0), ("top_k", "-1", 0), ("top_p", 0, 1), ("top_p", -0.5, 1),
+                                             ("repetition_penalty", 0, 1)])
+def test_who_tries_to_switch_sampling_off_is_told_how(key, value, off):
+    with pytest.raises(ValueError, match=f"^{key}: expected .*, found {value!r}: write {off} to switch it off$"):
+        QwenConfig(**{key: value})
+
+
 @pytest.mark.parametrize("key, value, meant", [
+    ("temperature", 0, 0), ("temperature", "0.0", 0.0),
     ("use_dynamic_ntk", "false", False), ("use_past", "True", True), ("use_logn_attn", 0, False),
     ("rms_norm_eps", "1e-5", 1e-5), ("rotary_emb_base", "1e6", 1e6), ("theta", np.float32(5e5), 5e5),
     ("rotary_emb_base", 10000, 10000), ("num_blocks", np.int64(7), 7), ("compute_dtype", "BFloat16", ms.bfloat16),

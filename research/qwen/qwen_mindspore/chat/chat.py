@@ -13,6 +13,7 @@ from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.answers import Answers, prompt_of, room_of
 from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings
+from qwen_mindspore.generate.vocabulary import check_vocabulary
 from qwen_mindspore.text.chatml import (
     DEFAULT_SYSTEM,
     ChatMLTokenizer,
@@ -48,7 +49,8 @@ def chat(model, tokenizer, query, history=None, system=DEFAULT_SYSTEM, append_hi
 
     Raises:
         ValueError: a base model and no `chat_format` given; a question that the model can't hold; a setting that does
-            not exist or a value that it can't have; a turn of the history that is not a pair.
+            not exist or a value that it can't have; a turn of the history that is not a pair; a vocabulary that is not
+            the model's.
         FloatingPointError: the logits are not finite.
     """
     for reply in stream_reply(model, tokenizer, query, history, system, settings, **generation):
@@ -98,6 +100,7 @@ def chat_batch(model, tokenizer, queries, histories=None, system=DEFAULT_SYSTEM,
         if len(found) != count:
             raise ValueError(f"{name}: expected {count}, one for each query, found {len(found)}")
     settings = chat_settings(model.config, settings, **generation)
+    check_vocabulary(tokenizer, model.config.vocab_size)
     prompts = []
     for number, conversation in enumerate(zip(queries, histories, systems)):
         try:
@@ -131,6 +134,7 @@ class Reply:
 def stream_reply(model, tokenizer, query, history=None, system=DEFAULT_SYSTEM, settings=None, **generation):
     """What `chat_stream` does, with more to tell: Iterator[Reply], one a token. Args and errors as there."""
     settings = chat_settings(model.config, settings, **generation)
+    check_vocabulary(tokenizer, model.config.vocab_size)
     prompt = _prompt(model.config, tokenizer, settings, query, history, system)
     return _alone(_replies(model, tokenizer, [prompt], settings))
 

@@ -22,6 +22,7 @@ from qwen_mindspore.common.kinds import (
     TOKEN_ID,
     TOKEN_IDS,
     Kind,
+    advised,
     choice,
     one_of,
     optional,
@@ -30,7 +31,7 @@ from qwen_mindspore.common.kinds import (
     section,
 )
 
-__all__ = ["MODEL", "QWEN_NAMES", "SECTIONS", "read_config_json", "read_sections"]
+__all__ = ["MODEL", "QWEN_NAMES", "SECTIONS", "TOKENIZER", "read_config_json", "read_sections"]
 
 # Qwen's own name -> MindFormers' name of the same thing.
 QWEN_NAMES = {
@@ -56,7 +57,7 @@ MODEL = {
     **dict.fromkeys(("use_dynamic_ntk", "use_logn_attn", "use_past", "is_dynamic", "do_sample", "tie_word_embeddings",
                      "use_cache_quantization", "qkv_has_bias", "attn_proj_has_bias", "no_bias",
                      "scale_attn_weights"), FLAG),
-    **dict.fromkeys(("rms_norm_eps", "theta", "repetition_penalty", "temperature"), POSITIVE),
+    **dict.fromkeys(("rms_norm_eps", "theta"), POSITIVE),
     **dict.fromkeys(("emb_dropout_prob", "attn_dropout_prob"), DROPOUT),
     **dict.fromkeys(("compute_dtype", "param_init_type"), DTYPE),
     **dict.fromkeys(("bos_token_id", "pad_token_id"), optional(TOKEN_ID)),
@@ -65,8 +66,10 @@ MODEL = {
     "init_method_std": NOT_NEGATIVE,
     "ffn_dim_multiplier": optional(POSITIVE),
     "rotary_pct": NUMBER,
-    "top_k": COUNT_OR_0,
-    "top_p": SHARE,
+    "temperature": NOT_NEGATIVE,  # 0: the likeliest token is taken
+    "top_k": advised(COUNT_OR_0, ": write 0 to switch it off"),
+    "top_p": advised(SHARE, ": write 1 to switch it off"),
+    "repetition_penalty": advised(POSITIVE, ": write 1 to switch it off"),
     "checkpoint_name_or_path": optional(PATH),
     "chat_format": optional(CHAT_FORMAT),
     "kernels": TEXT,
@@ -88,6 +91,15 @@ def _memory(value):
     return f"{number}GB"
 
 
+# Of a tokenizer, in a YAML or a tokenizer_config.json.
+TOKENIZER = {
+    **dict.fromkeys(("pad_token", "eos_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token",
+                     "system"), optional(TEXT)),
+    "additional_special_tokens": optional(TEXTS),
+    "errors": optional(choice("replace", "ignore", "strict")),
+    **dict.fromkeys(("padding_side", "truncation_side"), optional(choice("left", "right"))),
+}
+
 # Of a YAML's other sections. What isn't here is MindFormers' own affair, and stays as it is.
 SECTIONS = {
     "seed": optional(COUNT_OR_0),
@@ -100,10 +112,7 @@ SECTIONS = {
     "processor": optional(section({
         "type": optional(TEXT), "return_tensors": optional(choice("ms", "np")),
         "tokenizer": optional(section({
-            "type": optional(TEXT), "vocab_file": optional(PATH), "model_max_length": optional(COUNT),
-            **dict.fromkeys(("pad_token", "eos_token", "bos_token", "unk_token", "system"), optional(TEXT)),
-            "errors": optional(choice("replace", "ignore", "strict")),
-            **dict.fromkeys(("padding_side", "truncation_side"), optional(choice("left", "right")))})),
+            "type": optional(TEXT), "vocab_file": optional(PATH), "model_max_length": optional(COUNT), **TOKENIZER})),
     })),
     "context": optional(section({
         "mode": optional(MODE), "device_target": optional(DEVICE), "device_id": optional(COUNT_OR_0),

@@ -29,6 +29,7 @@ KNOWN = {
     **dict.fromkeys(("min_length", "min_new_tokens"), FROM_0), "pad_token_id": FROM_NO_TOKEN,
     **dict.fromkeys(("renormalize_logits", "return_dict_in_generate", "output_scores", "output_logits"), BOOLEAN),
 }
+NO_TOKEN = -1
 DEFAULT_LENGTH = 20  # of prompt and answer, as MindFormers has it
 SWITCHED_OFF = (*SAMPLING, "eos_token_id", "pad_token_id")  # by None; to others None means: not given
 # What others look at, with the values by which nothing is asked for: any that is not among them is refused.
@@ -88,6 +89,8 @@ def generation_arguments(config, generation_config, arguments):
     values |= {name: value for name, value in arguments.items() if value is not None or name in SWITCHED_OFF}
     for name, kind in KNOWN.items():
         value = values.get(name)
+        if name == "pad_token_id" and from_text(name, value) == NO_TOKEN:  # as a config says that there is none
+            value = None
         if value is not None:
             value = read_as(kind, name, from_text(name, value))
         setattr(settings, name, bool(value) if kind is BOOLEAN else value)
@@ -168,7 +171,10 @@ def _masked(rows, attention_mask):
     if hasattr(attention_mask, "asnumpy"):
         attention_mask = attention_mask.asnumpy()
     try:
-        mask = np.atleast_2d(np.asarray(attention_mask)).astype(bool)
+        mask = np.atleast_2d(np.asarray(attention_mask))
+        if not np.isin(mask, (0, 1)).all():
+            raise ValueError
+        mask = mask.astype(bool)
     except (ValueError, TypeError):
         raise ValueError(f"attention_mask: expected 0 and 1 in the shape of input_ids, found "
                          f"{shown(attention_mask)}") from None

@@ -105,14 +105,21 @@ def build_tokenizer(config):
     """
     The YAML's tokenizer, with a vocabulary from where the YAML says, else from beside the checkpoint, else the
     official one; it wraps questions in ChatML where `chat_format` is chatml.
+
+    Raises:
+        FileNotFoundError, ValueError: See `QwenTokenizer`; or the vocabulary is not the model's.
     """
+    from qwen_mindspore.generate.vocabulary import check_vocabulary
     from qwen_mindspore.text.chatml import ChatMLTokenizer
     from qwen_mindspore.text.tokenizer import QwenTokenizer, find_vocab_file
     settings = dict(config.processor.tokenizer)
     model_config = config.model.model_config
     settings["vocab_file"] = find_vocab_file(settings.get("vocab_file"), beside=model_config.checkpoint_name_or_path)
     is_chat = read_as(MODEL["chat_format"], "chat_format", model_config.chat_format) == "chatml"
-    return ChatMLTokenizer(**settings) if is_chat else QwenTokenizer(**settings)
+    tokenizer = ChatMLTokenizer(**settings) if is_chat else QwenTokenizer(**settings)
+    model = build_config(config)
+    check_vocabulary(tokenizer, model.vocab_size, (model.eos_token_id, model.pad_token_id, model.bos_token_id))
+    return tokenizer
 
 
 def build_config(config):

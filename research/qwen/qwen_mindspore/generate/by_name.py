@@ -1,8 +1,10 @@
 """A YAML for a model that was named and not described: from its config.json and generation_config.json."""
+from pathlib import Path
+
 from qwen_mindspore.checkpoint.by_name import find_checkpoint
 from qwen_mindspore.checkpoint.files import checkpoint_files
 from qwen_mindspore.common.configs import read_config
-from qwen_mindspore.common.files import configs_folder, replacing
+from qwen_mindspore.common.files import configs_folder, read_json, replacing
 
 __all__ = ["find_model", "write_config"]
 
@@ -75,13 +77,20 @@ def _device_memory(checkpoint):
 def _model_config(checkpoint):
     """The `model_config` of a checkpoint, as far as it differs from the base's."""
     from qwen_mindspore.generate.settings import GenerationSettings
+    from qwen_mindspore.generate.vocabulary import check_vocabulary
     from qwen_mindspore.model.config import QwenConfig
+    from qwen_mindspore.model.released import TOKEN_IDS
     from qwen_mindspore.text.tokenizer import QwenTokenizer, find_vocab_file
 
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     tokenizer = QwenTokenizer(find_vocab_file(beside=checkpoint))
-    end = tokenizer.eod_id  # which config.json doesn't say
-    config = QwenConfig.from_hf_config(folder, eos_token_id=end, pad_token_id=end, bos_token_id=end)
+    config, end = QwenConfig.from_hf_config(folder), tokenizer.eod_id
+    if Path(tokenizer.vocab_file).parent == folder:
+        # Here, as of the ids the YAML says what the vocabulary does.
+        generation = folder / "generation_config.json"
+        named = read_json(generation) if generation.is_file() else {}
+        check_vocabulary(tokenizer, config.vocab_size,
+                         [getattr(config, key) for key in TOKEN_IDS if named.get(key) is not None])
     values = {key: getattr(config, key) for key in SIZES}
     values["seq_length"] = min(config.train_seq_length, config.seq_length)
     values |= {key: str(getattr(config, key)).lower() for key in DTYPES}

@@ -16,7 +16,8 @@ from mindformers.tools.logger import logger
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Tensor
 
-import qwen_mindspore.text.chatml  # registered with the model, so that one import serves a whole YAML
+import qwen_mindspore.generate.pipeline  # registered with the model, so that one import serves a whole YAML
+import qwen_mindspore.text.chatml
 import qwen_mindspore.text.processor  # noqa: F401
 from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.generate.arguments import generation_arguments, prompts_of

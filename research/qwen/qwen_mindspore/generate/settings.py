@@ -8,7 +8,6 @@ value, as in many a JSON or YAML, `from_text` gives the value.
 import difflib
 import math
 from dataclasses import dataclass, fields, replace
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from qwen_mindspore.common.kinds import (
     TEXT,
     TOKEN_ID,
     Kind,
+    advised,
     integer,
     read_as,
     require,
@@ -74,13 +74,7 @@ def _integer(kind, lowest):
 
 
 def _float(expected, kind, advice):
-    return _advised(Kind(expected, lambda value: float(unquoted(kind).read(value))), advice)
-
-
-def _advised(kind, advice):
-    """The same kind with advice where a number is not above 0."""
-    return replace(kind, advice=lambda value: advice if isinstance(value, Real) and not isinstance(value, bool)
-                   and value <= 0 else "")
+    return advised(Kind(expected, lambda value: float(unquoted(kind).read(value))), advice)
 
 
 FROM_0, FROM_1, FROM_NO_TOKEN = _integer(COUNT_OR_0, 0), _integer(COUNT, 1), _integer(TOKEN_ID, NO_TOKEN)
@@ -88,7 +82,7 @@ BOOLEAN = Kind("True or False", _boolean)
 SAMPLING = {
     # 0 is as good, see GenerationSettings.
     "temperature": _float("a number above 0", NOT_NEGATIVE, ", and 0 takes the likeliest token"),
-    "top_k": _advised(Kind("an integer from 0, which is off", FROM_0.read), ": write 0 to switch it off"),
+    "top_k": advised(Kind("an integer from 0, which is off", FROM_0.read), ": write 0 to switch it off"),
     "top_p": _float("a number above 0 and up to 1, which is off", SHARE, ": write 1 to switch it off"),
     "repetition_penalty": _float("a number above 0", POSITIVE, ": write 1 to switch it off"),
 }

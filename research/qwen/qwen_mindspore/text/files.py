@@ -3,9 +3,13 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen_mindspore.common.files import parse_json, read_text, split_lines
+from qwen_mindspore.common.files import parse_json, read_json, read_text, split_lines
+from qwen_mindspore.common.keys import TOKENIZER
+from qwen_mindspore.common.kinds import COUNT, optional, read_keys
 
-__all__ = ["encode_texts", "read_lines", "read_texts"]
+__all__ = ["encode_texts", "read_lines", "read_texts", "read_tokenizer_config"]
+
+UNLIMITED = 10**9  # tokens: more than any model holds
 
 
 def read_lines(path):
@@ -64,6 +68,25 @@ def _text_of(place, line):
     if not isinstance(text, str):
         raise ValueError(f'{place}: expected {{"text": "..."}}, found {line[:60]}')
     return text
+
+
+def read_tokenizer_config(path):
+    """
+    What a tokenizer_config.json says of a Qwen's tokenizer; what other tokenizers have there is left out, and a length
+    without a limit, which is written as 1e30.
+
+    Returns:
+        dict, arguments of `QwenTokenizer`.
+
+    Raises:
+        ValueError: Not JSON, or a value that can't be; the message names file and key.
+    """
+    values = {key: value["content"] if isinstance(value, dict) and "content" in value else value
+              for key, value in read_json(path).items() if key in TOKENIZER or key == "model_max_length"}
+    if isinstance(values.get("model_max_length"), (int, float)) and values["model_max_length"] >= UNLIMITED:
+        del values["model_max_length"]
+    values = read_keys({**TOKENIZER, "model_max_length": optional(COUNT)}, values, f"{path}: ")
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def encode_texts(tokenizer, texts):

@@ -1,5 +1,6 @@
 """The tokenizer of Qwen (first generation): byte-level BPE on tiktoken, with the ids of the reference."""
 import base64
+import codecs
 import importlib.util
 import logging
 import numbers
@@ -16,6 +17,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from qwen_mindspore.common.files import check_pointer, replacing
 from qwen_mindspore.common.text import shown
+from qwen_mindspore.text.files import read_tokenizer_config
 
 __all__ = ["ENDOFTEXT", "IM_END", "IM_START", "QwenTokenizer", "find_vocab_file", "load_vocab"]
 
@@ -23,6 +25,7 @@ __all__ = ["ENDOFTEXT", "IM_END", "IM_START", "QwenTokenizer", "find_vocab_file"
 logger = logging.getLogger(__name__)
 
 VOCAB_FILE = "qwen.tiktoken"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 # How Qwen cuts text into words before merging bytes: cl100k's pattern, but every digit stands alone.
 WORDS = (
@@ -108,7 +111,7 @@ def load_vocab(path):
     """
     check_pointer(path)
     ranks = {}
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line:
             continue
         here = f"{path}, line {number}"
@@ -263,12 +266,14 @@ class QwenTokenizer(PreTrainedTokenizer):
 
         Raises:
             FileNotFoundError: no such folder, or there is no vocabulary in it.
-            ValueError: see the class.
+            ValueError: see the class; a tokenizer_config.json that is not JSON, or with a value that can't be.
         """
         path = Path(kwargs.pop("pretrained_model_name_or_path", None) or name_or_path)
-        if path.is_dir() and any([*path.glob("*.yaml"), *path.glob("tokenizer_config.json")]):
+        if path.is_dir() and any(path.glob("*.yaml")):
             return super().from_pretrained(str(path), *args, **kwargs)
-        return cls(str(path), *args, **{key: value for key, value in kwargs.items() if key not in HUB_OPTIONS})
+        saved = read_tokenizer_config(path / TOKENIZER_CONFIG) if (path / TOKENIZER_CONFIG).is_file() else {}
+        given = {key: value for key, value in kwargs.items() if key not in HUB_OPTIONS}
+        return cls(str(path), *args, **{**saved, **given})
 
     def __setattr__(self, name, value):
         """A role, as `pad_token`, is for a control token: another one would fail later, when a batch is padded."""
