@@ -19,8 +19,8 @@ from decimal import Decimal
 from qwen_mindspore.common.text import shown
 
 __all__ = ["CHAT_FORMAT", "COUNT", "COUNT_OR_0", "DROPOUT", "DTYPE", "FLAG", "INTEGER", "NOT_NEGATIVE", "NUMBER",
-           "PATH", "POSITIVE", "SHARE", "TEXT", "TEXTS", "TOKEN_ID", "TOKEN_IDS", "Kind", "advised", "choice", "integer",
-           "one_of", "optional", "read_as", "read_keys", "require", "section", "unquoted"]
+           "PATH", "POSITIVE", "SHARE", "TEXT", "TEXTS", "TOKEN_ID", "TOKEN_IDS", "Kind", "advised", "choice",
+           "integer", "one_of", "optional", "read_as", "read_keys", "require", "section", "unquoted"]
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")  # YAML 1.1's, and a command line's
 LARGEST = 2**31 - 1  # of a size: shapes and ids are int32 in the graph
