@@ -125,6 +125,7 @@ def test_perplexity_says_where(damaged, tiny_yaml, capfd, tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("damaged", ["a layer overflows"], indirect=True)
 def test_the_benchmark_gives_no_figures(damaged):
     job = {"kind": "ours", "hf": str(damaged[0]), "checkpoint": str(damaged[1]), "model_config": None, "batches": [1],
            "prompts": [8], "given_up": [], "context": 8, "new_tokens": 4}

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from helpers import ROOT, TINY
+from helpers import ROOT
 from qwen_mindspore.cli.predict import main, parse_args, read_prompts
 from qwen_mindspore.text.chatml import make_context
 from qwen_mindspore.text.tokenizer import QwenTokenizer
@@ -57,10 +57,10 @@ def test_a_chat_model_prints_only_its_reply(tmp_path, tiny_yaml, tiny_ckpt, tiny
     (["--load_checkpoint", "CHECKPOINT", "--predict_length", "5"], "max_length=5"),
     (["--load_checkpoint", "HF"], "Hugging Face names"),
 ])
-def test_what_can_not_run_ends_in_one_clear_line(arguments, said, tiny_yaml, tiny_checkpoint, capfd, tmp_path,
+def test_what_can_not_run_ends_in_one_clear_line(arguments, said, tiny_yaml, tiny_hf, tiny_checkpoint, capfd, tmp_path,
                                                  monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"CHECKPOINT": str(tiny_checkpoint), "HF": str(TINY)}
+    names = {"CHECKPOINT": str(tiny_checkpoint), "HF": str(tiny_hf)}
     arguments = [names.get(argument, argument) for argument in arguments]
     if "--config" not in arguments:
         arguments += ["--config", tiny_yaml("raw")]

@@ -7,7 +7,7 @@ from mindformers import GenerationConfig
 from mindspore import Tensor
 
 from helpers import TINY
-from qwen_mindspore.generate.arguments import NEUTRAL, generation_arguments, prompts_of
+from qwen_mindspore.generate.arguments import NEUTRAL, check_helpers, generation_arguments, prompts_of
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.model.config import QwenConfig
 
@@ -225,3 +225,19 @@ def test_numbers_at_the_ends_of_their_range_are_answered(model):
 def test_there_may_be_no_padding(none):
     assert generation_arguments(QwenConfig(pad_token_id=none), None, {}).settings.pad_token_id is None
     assert generation_arguments(QwenConfig(), None, {"pad_token_id": none}).settings.pad_token_id is None
+
+
+# What is called
+
+@pytest.mark.parametrize("given, said", [
+    ({"streamer": 3}, "streamer: expected an object with put and end, found 3"), ({"streamer": print}, "streamer: "),
+    ({"logits_processor": 3}, "logits_processor: expected a list of functions of ids and logits, found 3"),
+    ({"logits_processor": [3]}, "logits_processor: "), ({"logits_processor": len}, "logits_processor: ")])
+def test_what_can_not_be_called_is_refused_by_name(given, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        check_helpers(**{"streamer": None, "logits_processor": None, **given})
+
+
+def test_a_plain_list_of_functions_is_taken_as_well():
+    check_helpers([lambda ids, logits: logits], None)
+    check_helpers(None, None)

@@ -15,6 +15,7 @@ import importlib.util
 import sys
 
 MODEL = "qwen_mindspore.generate.loop"
+DEFERRED = "qwen_mindspore.common.deferred_imports"  # what nobody waits for
 FOLDERS = "qwen_mindspore.common.folders"  # where MindFormers logs, which it would not start without
 
 
@@ -32,7 +33,9 @@ class _AfterMindFormers(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             importlib.import_module(FOLDERS).provide_folders()
-            import_mindformers(module)
+            deferred = importlib.import_module(DEFERRED)
+            with deferred.deferred_imports(deferred.UNTOUCHED):
+                import_mindformers(module)
             _import_model()
 
         spec.loader.exec_module = exec_module

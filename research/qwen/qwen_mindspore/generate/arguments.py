@@ -20,7 +20,7 @@ from qwen_mindspore.generate.settings import (
     nearest,
 )
 
-__all__ = ["Arguments", "generation_arguments", "prompts_of"]
+__all__ = ["Arguments", "check_helpers", "generation_arguments", "prompts_of"]
 
 # What `generate` looks at.
 KNOWN = {
@@ -102,6 +102,16 @@ def generation_arguments(config, generation_config, arguments):
         raise ValueError(f"num_return_sequences: {sequences} answers to a prompt would all be the same without "
                          "do_sample: set do_sample to True, and a temperature above 0")
     return Arguments(settings, settings.stop_words_ids or (), sequences)
+
+
+def check_helpers(logits_processor, streamer):
+    """ValueError where what a call gives to be called can't be."""
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise ValueError(f"streamer: expected an object with put and end, found {shown(streamer)}")
+    is_list = isinstance(logits_processor, (list, tuple)) and all(map(callable, logits_processor))
+    if logits_processor is not None and not is_list:
+        raise ValueError(f"logits_processor: expected a list of functions of ids and logits, found "
+                         f"{shown(logits_processor)}")
 
 
 def _check_known(name, value):

@@ -4,6 +4,7 @@ from pathlib import Path
 from qwen_mindspore.checkpoint.by_name import find_checkpoint
 from qwen_mindspore.checkpoint.files import checkpoint_files
 from qwen_mindspore.common.configs import read_config
+from qwen_mindspore.common.deferred_imports import import_mindformers
 from qwen_mindspore.common.files import configs_folder, read_json, replacing
 
 __all__ = ["find_model", "write_config"]
@@ -76,6 +77,7 @@ def _device_memory(checkpoint):
 
 def _model_config(checkpoint):
     """The `model_config` of a checkpoint, as far as it differs from the base's."""
+    import_mindformers()
     from qwen_mindspore.generate.settings import GenerationSettings
     from qwen_mindspore.generate.vocabulary import check_vocabulary
     from qwen_mindspore.model.config import QwenConfig

@@ -20,7 +20,7 @@ import qwen_mindspore.generate.pipeline  # registered with the model, so that on
 import qwen_mindspore.text.chatml
 import qwen_mindspore.text.processor  # noqa: F401
 from qwen_mindspore.common.kinds import read_as
-from qwen_mindspore.generate.arguments import generation_arguments, prompts_of
+from qwen_mindspore.generate.arguments import check_helpers, generation_arguments, prompts_of
 from qwen_mindspore.generate.blocks import call_rows, piece_size
 from qwen_mindspore.generate.sampling import check_finite, check_logits, check_prompt, next_token, penalize
 from qwen_mindspore.generate.settings import ALLOWED
@@ -69,6 +69,7 @@ class QwenForCausalLM(CausalLM):
             FloatingPointError: The logits of a sequence are not finite.
         """
         settings, stop_words, sequences = generation_arguments(self.config, generation_config, kwargs)
+        check_helpers(logits_processor, streamer)
         seed = read_as(ALLOWED["seed"], "seed", seed)
         ends = {*settings.eos_token_id, *read_as(ALLOWED["eos_token_id"], "eos_token_id", self.config.eos_token_id)}
         prompts = [prompt for prompt in prompts_of(input_ids, attention_mask, settings.pad_token_id, ends)
@@ -96,7 +97,7 @@ class QwenForCausalLM(CausalLM):
         # MindFormers goes by the longest prompt, and by what is not padding: it fails at a prompt that is an end.
         settings = copy.copy(settings)
         settings.min_length = settings.min_new_tokens = None
-        return self.get_logits_processor(settings, 0, own or LogitsProcessorList())
+        return self.get_logits_processor(settings, 0, LogitsProcessorList(own or ()))
 
     def _continue(self, batch, settings, processors, streamer, uniform):
         """The loop: a step computes the logits of every sequence's last token, and chooses the next."""
