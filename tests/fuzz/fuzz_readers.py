@@ -211,7 +211,7 @@ def _fuzz(target, seconds):
         grown.mkdir()
         found = SEEDS / target
         atheris.Setup([sys.argv[0], f"-max_total_time={seconds}", f"-timeout={TIMEOUT}", f"-rss_limit_mb={MEMORY}",
-                       f"-dict={words}", "-max_len=4096", f"-artifact_prefix={found}/found-", "-verbosity=1",
+                       f"-dict={words}", "-max_len=4096", f"-artifact_prefix={found}/found-", "-verbosity=0",
                        "-print_final_stats=1", str(grown), str(found)], lambda data: check(target, data))
         atheris.Fuzz()
 
