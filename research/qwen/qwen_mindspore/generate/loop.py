@@ -97,7 +97,9 @@ class QwenForCausalLM(CausalLM):
         # MindFormers goes by the longest prompt, and by what is not padding: it fails at a prompt that is an end.
         settings = copy.copy(settings)
         settings.min_length = settings.min_new_tokens = None
-        return self.get_logits_processor(settings, 0, LogitsProcessorList(own or ()))
+        processors = LogitsProcessorList()  # takes no list
+        processors.extend(own or ())
+        return self.get_logits_processor(settings, 0, processors)
 
     def _continue(self, batch, settings, processors, streamer, uniform):
         """The loop: a step computes the logits of every sequence's last token, and chooses the next."""
