@@ -207,6 +207,9 @@ def test_a_model_in_training_is_in_training_again_whatever_happens(build_tiny):
         def put(self, ids):
             raise OSError("closed")
 
+        def end(self):
+            raise AssertionError("there was nothing to end")
+
     processors = LogitsProcessorList()
     processors.append(Broken())
     model = build_tiny(use_past=True)
