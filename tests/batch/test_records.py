@@ -253,6 +253,8 @@ def test_finished_rows_are_skipped_without_looking_at_them(write, name):
 def test_what_is_not_utf8_is_said_at_once(write):
     with pytest.raises(ValueError, match="expected UTF-8, found UTF-16"):
         read(write("in.csv", "prompt\nä".encode("utf-16")))
+    with pytest.raises(ValueError, match="expected UTF-8, found UTF-32"):
+        read(write("in.csv", b"\0\0\xfe\xff" + "prompt\nä".encode("utf-32-be")))
 
 
 def test_the_format_is_told_by_the_name(write, tmp_path):

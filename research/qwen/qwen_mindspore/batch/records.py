@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen_mindspore.common.extras import import_extra
+from qwen_mindspore.common.files import check_encoding
 from qwen_mindspore.common.json_text import DEEPEST, dump_json, exact, parse_exact_json, too_deep
 from qwen_mindspore.common.text import listed, one_line
 
@@ -318,11 +319,10 @@ def _shallow_items(ijson, file):
 
 
 def _skip_mark(file, path):
-    """Go to behind the byte order mark of UTF-8; ValueError for that of UTF-16."""
-    start = file.read(3)
-    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise ValueError(f"{path}: expected UTF-8, found UTF-16: save it as UTF-8")
-    file.seek(3 if start == codecs.BOM_UTF8 else 0)
+    """Go to behind the byte order mark of UTF-8; ValueError for that of another encoding."""
+    start = file.read(4)
+    check_encoding(start, path)
+    file.seek(3 if start.startswith(codecs.BOM_UTF8) else 0)
 
 
 def _object(number, value):
