@@ -4,64 +4,26 @@ From a bound socket to an exit code: listens at once, loads the model beside tha
 SIGTERM or SIGINT: no new requests (503), those that are there have `drain_seconds` to end, then their streams end with
 an error event. A second signal: at once.
 """
+import asyncio
 import contextlib
-import ipaddress
+import logging
 import signal
-import socket
-import ssl
-import sys
 import threading
 import time
 
 import uvicorn
 
 from qwen_mindspore.generate.settings import GenerationSettings
-from qwen_mindspore.server.logs import LOG, log
+from qwen_mindspore.server.address import url_of
+from qwen_mindspore.server.logs import log
 from qwen_mindspore.server.runner import Runner
 
-__all__ = ["Server", "bind", "is_loopback", "leave", "serve", "warm_up"]
+__all__ = ["IDLE_SECONDS", "LAST_WORDS", "Server", "serve", "warm_up"]
 
 LAST_WORDS = 5  # seconds in which streams that were ended may still be sent
 IDLE_SECONDS = 75  # for which a connection without a request is kept: longer than clients keep theirs
 STEP_SECONDS = 10  # in which a step of the engine should be over
 CUT_OFF = 128 + signal.SIGINT  # the exit code where answers were cut off, as of any command that is interrupted
-
-
-def bind(host, port):
-    """
-    A socket that listens, so that a port that is taken is told before anything is loaded.
-
-    Args:
-        host (str): A name or an address.
-        port (int): 0: any that is free.
-
-    Raises:
-        OSError: No such host, or the port can't be had; names the option.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except socket.gaierror as error:
-        raise OSError(f"--host {host}: no such address: {error.strerror}") from None
-    except OverflowError:
-        raise OSError(f"--port {port}: expected 0 to 65535") from None
-    except OSError as error:
-        raise OSError(f"--host {host} --port {port}: {_advice(error)}") from None
-
-
-def _advice(error):
-    if isinstance(error, PermissionError):
-        return f"{error.strerror}: take a port from 1024"
-    reason = error.strerror or str(error)
-    return f"{reason}: take another port, or 0 for any" if "in use" in reason else reason
-
-
-def is_loopback(host):
-    """Whether only this machine reaches a server there."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def warm_up(answers):
@@ -72,10 +34,10 @@ def warm_up(answers):
         answers (Answers): Over the engine.
     """
     settings = GenerationSettings(max_new_tokens=3, do_sample=False)
+    hello = answers.tokenizer.encode("Hello")
     for count in dict.fromkeys((1, min(2, answers.engine.max_batch))):
-        ids = [answers.tokenizer.encode("Hello", allowed_special=set()) + [number] for number in range(count)]
-        for prompt in ids:
-            answers.add(prompt, settings)
+        for number in range(count):
+            answers.add([*hello, number], settings, f"warm-up {number}")
         while answers.has_work:
             for answer in answers.step():
                 if answer.error:
@@ -106,12 +68,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets=None):
         """Listen, and begin to load."""
-        import asyncio
-
         await super().startup(sockets)
         self.loop = asyncio.get_running_loop()
         for listener in sockets or ():
-            log("listening", url=_url(listener, bool(self.config.ssl)), model=self.service.name)
+            log("listening", url=url_of(listener, bool(self.config.ssl)), model=self.service.name)
         if self.loader:
             log("loading the model", model=self.service.name)
             self.began = time.monotonic()
@@ -177,7 +137,7 @@ class Server(uvicorn.Server):
         runner = self.service.runner
         if self.activity.count:
             self.was_cut = True
-            log("ending what is not finished", LOG.level and 30, requests=self.activity.count)
+            log("ending what is not finished", logging.WARNING, requests=self.activity.count)
             if runner is not None:
                 runner.abort(RuntimeError("the server is shutting down: the answer is not finished"))
         self.should_exit = True
@@ -204,35 +164,3 @@ def serve(server, sockets):
         raise server.failure
     log("stopped", cut_off=server.was_cut)
     return CUT_OFF if server.was_cut else 0
-
-
-def leave(code):
-    """
-    End the process without more ado, where a thread is still in the middle of a computation: Python, when it ends,
-    would pull the ground from under its feet.
-    """
-    import os
-
-    if any(thread.name in ("load", "engine") for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
-
-
-def _url(listener, has_tls):
-    host, port = listener.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
-    return f"{'https' if has_tls else 'http'}://{host}:{port}/"
-
-
-def check_certificate(certfile, keyfile):
-    """ValueError or OSError where a certificate and its key are no such pair."""
-    if bool(certfile) != bool(keyfile):
-        raise ValueError("--ssl_certfile and --ssl_keyfile go together: a certificate and its key")
-    if certfile:
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile)
-        except ssl.SSLError as error:
-            raise ValueError(f"--ssl_certfile {certfile}: no certificate that goes with --ssl_keyfile {keyfile}: "
-                             f"{error.reason or error}") from None

@@ -1,6 +1,6 @@
 """
-What a server counts, for Prometheus: vLLM's names behind `qwen:`. What is counted is what the answers say of themselves:
-the sums of their usage are these counters.
+What a server counts, for Prometheus: vLLM's names behind `qwen:`. What is counted is what the answers say of
+themselves: the sums of their usage are these counters.
 
 Source: vLLM 0.33, docs/usage/metrics.md
 """

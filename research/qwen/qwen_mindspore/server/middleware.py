@@ -107,7 +107,7 @@ class Requests:
         path, state = route_path(scope), scope["state"]
         if self.on_end is not None:
             self.on_end(getattr(scope.get("route"), "path", "other"), scope["method"], status)
-        if path in QUIET and status < 500:
+        if path in QUIET:
             return
         client = scope.get("client") or ("",)
         body = {"body": state["body"]} if self.prompts and "body" in state else {}
@@ -215,16 +215,17 @@ class Bodies:
 
     Args:
         app: What is inside; finds the body whole.
+        paths (Collection[str]): Where bodies are sent to. Nobody reads them elsewhere.
         max_body (int): Bytes.
         seconds (float): In which a body must arrive.
     """
 
-    def __init__(self, app, max_body=4 * 2**20, seconds=BODY_SECONDS):
-        self.app, self.max_body, self.seconds = app, max_body, seconds
+    def __init__(self, app, paths, max_body=4 * 2**20, seconds=BODY_SECONDS):
+        self.app, self.paths, self.max_body, self.seconds = app, paths, max_body, seconds
 
     async def __call__(self, scope, receive, send):
         """ASGI."""
-        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+        if scope["type"] != "http" or scope["method"] != "POST" or route_path(scope) not in self.paths:
             await self.app(scope, receive, send)
             return
         try:

@@ -85,6 +85,16 @@ class Metrics:
     def grew(self, ticket, tokens, seconds):
         """An answer has grown by so many tokens, so long after it did so before; see `Runner.on_growth`."""
 
+    def answered(self, route, method, status):
+        """An HTTP request, of any kind, has ended."""
+
+    def watch(self, engine):
+        """An engine is there, and has warmed up."""
+
+    def text(self):
+        """bytes, for Prometheus."""
+        return b""
+
 
 @dataclass
 class Service:
