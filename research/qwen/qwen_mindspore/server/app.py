@@ -55,13 +55,13 @@ def create_app(service, keys=(), users=(), origins=("localhost",), log_prompts=F
     Raises:
         ValueError: What is no origin.
     """
-    app = FastAPI(title=TITLE, version=__version__, description=ABOUT, docs_url=None, redoc_url=None,
-                  root_path=root_path)
+    root_path = f"/{root_path.strip('/')}" if root_path.strip("/") else ""
+    app = FastAPI(title=TITLE, version=__version__, description=ABOUT, docs_url=None, redoc_url=None)
     app.state.service, app.state.activity = service, Activity()
     install_handlers(app)
     for router in _routers():
         app.include_router(router)
-    app.openapi = lambda: _openapi(app, bool(keys), bool(users))
+    app.openapi = lambda: _openapi(app, bool(keys), bool(users), root_path)
     app.add_api_route("/docs", lambda: HTMLResponse(reference_page(app.openapi())), include_in_schema=False)
     files = _Page(page or page_folder())
     app.router.routes.append(files)
@@ -72,7 +72,7 @@ def create_app(service, keys=(), users=(), origins=("localhost",), log_prompts=F
     app.add_middleware(Keys, keys=keys, users=users, public=lambda path: path in PUBLIC or files.has(path))
     app.add_middleware(CORSMiddleware, **cors_options(origins))
     app.add_middleware(Requests, headers=[(b"content-security-policy", CSP.encode())], prompts=log_prompts,
-                       on_end=service.metrics.answered, activity=app.state.activity)
+                       on_end=service.metrics.answered, activity=app.state.activity, root_path=root_path)
     return app
 
 
@@ -112,11 +112,13 @@ class _Files(StaticFiles):
         return response
 
 
-def _openapi(app, has_keys, has_users):
+def _openapi(app, has_keys, has_users, root_path):
     """The document of the interface; errors as they are, not as FastAPI has them: 400, in OpenAI's shape."""
     if app.openapi_schema:
         return app.openapi_schema
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    if root_path:
+        document["servers"] = [{"url": root_path}]
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):

@@ -4,17 +4,21 @@ What a server tells without generating: its model, its tokenizer, whether it is 
 Sources: vLLM 0.33, entrypoints/serve/tokenize (prompt or messages; count, max_model_len, tokens; /tokenizer_info);
 llama.cpp, tools/server/README.md (content, with_pieces; /apply-template; /v1/chat/completions/input_tokens)
 """
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.responses import JSONResponse, Response
 
 from qwen_mindspore import __version__
 from qwen_mindspore.generate.settings import nearest
+from qwen_mindspore.server.chat import prompt_of_body
 from qwen_mindspore.server.errors import ApiError, error_response, invalid, unavailable
 from qwen_mindspore.server.metrics import CONTENT_TYPE
+from qwen_mindspore.server.protocol import ChatRequest
 from qwen_mindspore.server.service import Service, service_of
 
 __all__ = ["CHATML", "router"]
@@ -152,22 +156,33 @@ class Tokenize(_Body):
 
 
 @router.post("/tokenize", tags=["tokenizer"])
-def tokenize(body: Tokenize, service: Loaded):
+async def tokenize(body: Tokenize, service: Loaded):
     """A text, or a conversation, as ids."""
-    tokenizer = service.tokenizer
     if body.messages is not None:
-        ids = _prompt(service, {"messages": body.messages, **body.model_extra})
-    else:
-        text = body.content if body.prompt is None else body.prompt
-        ids = tokenizer.encode(text, allowed_special="all" if body.parse_special else set())
+        ids = (await prompt_of_body(service, _chat_request(body))).ids
+        return await asyncio.to_thread(_told, body, service, ids)
+    return await asyncio.to_thread(_tokenized, body, service)
+
+
+def _chat_request(body):
+    try:
+        return ChatRequest.model_validate({"messages": body.messages, **body.model_extra})
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+def _tokenized(body, service):
+    text = body.content if body.prompt is None else body.prompt
+    special = "all" if body.parse_special else set()
+    return _told(body, service, service.tokenizer.encode(text, allowed_special=special))
+
+
+def _told(body, service, ids):
+    tokenizer = service.tokenizer
     if body.content is not None:
         return {"tokens": [{"id": id, "piece": _piece(tokenizer, id)} for id in ids] if body.with_pieces else ids}
     strings = {"token_strs": [tokenizer.decode([id]) for id in ids]} if body.return_token_strs else {}
     return {"count": len(ids), "max_model_len": service.room, "tokens": ids, **strings}
-
-
-def _prompt(service, fields):
-    raise invalid("messages: not there yet", "messages")
 
 
 def _piece(tokenizer, id):
@@ -176,6 +191,18 @@ def _piece(tokenizer, id):
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         return list(raw)
+
+
+@router.post("/apply-template", tags=["tokenizer"])
+async def apply_template(body: ChatRequest, service: Loaded):
+    """The prompt that a request to /v1/chat/completions comes to, tools and all."""
+    return {"prompt": (await prompt_of_body(service, body)).text}
+
+
+@router.post("/v1/chat/completions/input_tokens", tags=["tokenizer"])
+async def input_tokens(body: ChatRequest, service: Loaded):
+    """How many tokens that prompt has."""
+    return {"object": "response.input_tokens", "input_tokens": len((await prompt_of_body(service, body)).ids)}
 
 
 class Detokenize(_Body):

@@ -59,10 +59,11 @@ class Requests:
         prompts (bool): The line has the request's body, too.
         on_end (function): Called with (route, method, status) when an answer has ended.
         activity (Activity): Is told of every request.
+        root_path (str): The path under which a proxy shows the server, whether it strips it or not.
     """
 
-    def __init__(self, app, headers=(), prompts=False, on_end=None, activity=None):
-        self.app, self.prompts, self.on_end = app, prompts, on_end
+    def __init__(self, app, headers=(), prompts=False, on_end=None, activity=None, root_path=""):
+        self.app, self.prompts, self.on_end, self.root_path = app, prompts, on_end, root_path
         self.headers = [*HEADERS, *headers]
         self.activity = activity or Activity()
 
@@ -73,6 +74,8 @@ class Requests:
             return
         begin, id = time.monotonic(), _request_id(_header(scope, b"x-request-id"))
         state = scope.setdefault("state", {})
+        if self.root_path:
+            scope["root_path"] = self.root_path
         notes = {}
         NOTES.set(notes)
         state.update(request_id=id, log_prompts=self.prompts)
