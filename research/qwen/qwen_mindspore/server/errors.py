@@ -1,11 +1,12 @@
 """What went wrong, as OpenAI's API tells it: {"error": {"message", "type", "param", "code"}} and an HTTP status."""
 import json
+import re
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from qwen_mindspore.common.text import one_line
+from qwen_mindspore.common.text import one_line, shown
 
 __all__ = ["TYPES", "ApiError", "error_of", "error_response", "install_handlers", "invalid", "overloaded", "too_long",
            "unavailable", "validation_error"]
@@ -100,27 +101,33 @@ def validation_error(errors):
     first = errors[0]
     place = [part for part in first["loc"] if part != "body"]
     context = first.get("ctx") or {}
-    if first["type"] in ("json_invalid", "missing") and not place[1:] and (
-            first["type"] == "json_invalid" or not place):
-        reason = context.get("error", "the body is empty")
-        return invalid(f"the body is not valid JSON: {reason}")
+    if first["type"] == "json_invalid":
+        return invalid(f"the body is not valid JSON: {context.get('error')}")
     if not place and "param" not in context:
-        return invalid("the body: expected a JSON object, with Content-Type: application/json")
-    param = context.get("param") or _path(place)
+        return invalid("the body: expected a JSON object, sent with Content-Type: application/json")
+    if context.get("is_whole"):
+        return invalid(first["msg"], context["param"])
+    # Of a field that may be of several types all are told: the one that got furthest knows best what is wrong.
+    first = max((error for error in errors if error["loc"][:2] == first["loc"][:2]),
+                key=lambda error: len(_path(_place(error))))
+    param = _path(_place(first))
     if first["type"] == "missing":
         return invalid(f"{param}: is missing", param)
-    message = first["msg"].removeprefix("Value error, ")
-    if context.get("is_whole"):
-        return invalid(message, param)
-    return invalid(f"{param}: {message[:1].lower()}{message[1:]}", param)
+    found = "" if first["type"] == "extra_forbidden" else f", found {shown(first.get('input'))}"
+    message = "unrecognized argument" if first["type"] == "extra_forbidden" else first["msg"]
+    return invalid(f"{param}: {message[:1].lower()}{message[1:]}{found}", param)
+
+
+def _place(error):
+    return [part for part in error["loc"] if part != "body"]
 
 
 def _path(place):
-    """("messages", 2, "content") -> "messages[2].content"; names of unions' branches stay out."""
+    """("messages", 2, "content") -> "messages[2].content"; names of the branches of a union stay out."""
     text = ""
-    for part in place:
+    for number, part in enumerate(place):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "int", "float", "bool", "dict"):
+        elif number == 0 or not re.fullmatch(r"(str|int|float|bool|(list|dict)\[.*\])", part):
             text += f".{part}" if text else part
     return text

@@ -194,7 +194,8 @@ class Runner:
     def _has_work(self):
         """Wait for work; False when there is to be none any more."""
         with self._condition:
-            while not self._is_stopping and not self.answers.has_work:
+            # The engine has work of an answer that a stop string has ended, until it hears of it.
+            while not self._is_stopping and not self.answers.has_work and not self.engine.has_work:
                 self._condition.wait()
             return not self._is_stopping
 
