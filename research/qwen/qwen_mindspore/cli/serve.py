@@ -239,7 +239,7 @@ def build_service(args, config):
         engine = Engine(build_model(config), max_batch=args.batch_size)
         service.config = engine.config
         answers = Answers(engine, tokenizer)
-        warm_up(answers)
+        warm_up(answers, settings)
         return answers
 
     return service, load

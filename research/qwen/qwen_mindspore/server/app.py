@@ -11,7 +11,7 @@ from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
 
 from qwen_mindspore import __version__
-from qwen_mindspore.server import info
+from qwen_mindspore.server import chat, completions, info
 from qwen_mindspore.server.errors import ApiError, install_handlers
 from qwen_mindspore.server.middleware import Activity, Bodies, Keys, Requests, cors_options, route_path
 from qwen_mindspore.server.reference import reference_page
@@ -81,7 +81,7 @@ async def _no_route(scope, receive, send):
 
 
 def _routers():
-    return (info.router,)
+    return (chat.router, completions.router, info.router)
 
 
 class _Page(Mount):
