@@ -49,7 +49,8 @@ REASONS = (
     r"installs packages",
     r"runs the tests",
 )
-ORDINARY = {"cat", "cd", "cp", "curl", "cut", "echo", "export", "git", "head", "kill", "ls", "mkdir", "pip", "printf", "source"}
+ORDINARY = {"cat", "cd", "cp", "curl", "cut", "echo", "export", "git", "head", "kill", "ls", "mkdir", "pip", "printf",
+            "source"}
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 SHELL_BLOCKS = [block for block in BLOCKS if block.is_shell]

@@ -18,7 +18,7 @@ def values(metrics):
         for sample in family.samples:
             labels = {name: value for name, value in sample.labels.items() if name != "model_name"}
             assert sample.labels["model_name"] == "m"
-            found[sample.name, *labels.values()] = sample.value
+            found[(sample.name, *labels.values())] = sample.value
     return found
 
 

@@ -19,8 +19,8 @@ from qwen_mindspore.server.reference import reference_page
 __all__ = ["CSP", "PUBLIC", "create_app", "page_folder"]
 
 # The page needs nothing from elsewhere, and nothing that an answer holds may bring it in. KaTeX sets styles inline.
-CSP = ("default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-       "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
+CSP = ("default-src 'self'; style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+       "frame-ancestors 'none'")
 # What anybody may have where keys are set, besides the page's files. Whatever is not named needs a key.
 PUBLIC = {"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json", "/favicon.ico"}
 TITLE = "Qwen on MindSpore"
@@ -77,7 +77,8 @@ def create_app(service, keys=(), users=(), origins=("localhost",), log_prompts=F
 
 
 async def _no_route(scope, receive, send):
-    raise ApiError(404, f"{scope['method']} {route_path(scope)}: there is no such route; /docs lists those that there are")
+    asked = f"{scope['method']} {route_path(scope)}"
+    raise ApiError(404, f"{asked}: there is no such route; /docs lists those that there are")
 
 
 def _routers():

@@ -64,6 +64,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service, self.activity, self.drain_seconds = service, activity, drain_seconds
         self.failure, self.was_cut, self.signals, self.deadline = None, False, 0, None
+        self.is_told = False  # that the engine has died
         self.loader = threading.Thread(target=self._load, args=(load,), name="load", daemon=True) if load else None
 
     async def startup(self, sockets=None):
@@ -120,6 +121,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter):
         """What uvicorn calls ten times a second; True: it is time to end."""
+        if self.service.condition == "dead" and not self.is_told:
+            self.is_told = True
+            log("the engine has died: nothing is answered any more", logging.CRITICAL)
         if self.signals and self.deadline is None:
             self._drain()
         if self.deadline is not None:

@@ -89,8 +89,10 @@ class Requests:
                 message = {**message, "headers": [
                     *message.get("headers", ()), (b"x-request-id", id.encode()),
                     *(header for header in self.headers if header[0] not in present)]}
-            elif not message.get("more_body"):
-                is_over = True
+            else:
+                is_over = not message.get("more_body")
+                if status >= 500 and "error" not in notes:
+                    notes["error"] = _told(message["body"])
             await send(message)
 
         self.activity.count += 1
@@ -124,6 +126,14 @@ class Activity:
 
     def __init__(self):
         self.count = 0
+
+
+def _told(body):
+    """The message of an error of ours; it says nothing of what was asked."""
+    try:
+        return json.loads(body)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _request_id(given):
