@@ -5,6 +5,7 @@ An engine that plays a script: given tokens, at a given pace, without a model; a
     service = scripted_service(tokenizer, engine, loop)
 """
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -98,7 +99,7 @@ class ScriptedEngine:
             outputs = [Output(id, None, "cancelled") for id in dict.fromkeys(self.cancelled)
                        if self.sequences.pop(id, None)]
             self.cancelled = []
-            for id, sequence in list(self.sequences.items())[:self.max_batch]:
+            for id, sequence in list(itertools.islice(self.sequences.items(), self.max_batch)):
                 outputs.append(self._next(id, sequence))
                 if outputs[-1].finish_reason:
                     del self.sequences[id]

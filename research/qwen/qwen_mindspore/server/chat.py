@@ -190,7 +190,7 @@ class _Writer:
         shape, deltas = self.shapes[choice.index], []
         for kind, text in shape.put(piece.text, piece.is_over):
             deltas.append(self._delta(shape, kind, text))
-        if not deltas and (piece.token_ids or piece.scored or self.has_all_usage and not piece.is_over):
+        if not deltas and (piece.token_ids or piece.scored or (self.has_all_usage and not piece.is_over)):
             deltas.append(b"{}" if self.prompt.tools else b'{"content":""}')
         data, last = b"", len(deltas) - 1
         for number, delta in enumerate(deltas):

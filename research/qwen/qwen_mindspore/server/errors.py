@@ -109,7 +109,7 @@ def validation_error(errors):
         return invalid(first["msg"], context["param"])
     # Of a field that may be of several types all are told: the one that got furthest knows best what is wrong.
     first = max((error for error in errors if error["loc"][:2] == first["loc"][:2]),
-                key=lambda error: len(_path(_place(error))))
+                key=lambda error: (len(_path(_place(error))), _path(_place(error))))
     param = _path(_place(first))
     if first["type"] == "missing":
         return invalid(f"{param}: is missing", param)
