@@ -91,7 +91,7 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[str, float] | None = Field(None, description="added to the logits of these ids")
     response_format: dict[str, Any] | None = Field(None, description="text, json_object or json_schema")
     return_token_ids: bool | None = Field(None, description="ids of prompt and answer as well")
-    request_id: str | None = Field(None, description="becomes part of the answer's id")
+    request_id: str | None = Field(None, max_length=128, description="becomes part of the answer's id")
 
     @model_validator(mode="before")
     @classmethod
@@ -113,6 +113,12 @@ class GenerationRequest(BaseModel):
                     raise _refused(f"{name}: not supported, expected {expected}, found {shown(value)}"
                                    f"{ADVICE.get(name, '')}", name)
         return kept
+
+    @model_validator(mode="after")
+    def _stream_only(self):
+        if self.stream_options is not None and not self.stream:
+            raise _refused("stream_options: expected stream to be true with it", "stream_options")
+        return self
 
 
 class ChatRequest(GenerationRequest):
