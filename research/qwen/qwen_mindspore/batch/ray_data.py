@@ -1,5 +1,4 @@
 """Batch generation on a Ray cluster: Ray Data carries rows to actors with a model each, and answers back."""
-import logging
 import os
 import queue
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,7 @@ import numpy as np
 from qwen_mindspore.batch.assemble import build_worker
 from qwen_mindspore.batch.records import Record, read_records
 from qwen_mindspore.batch.worker import Result
+from qwen_mindspore.common.cluster import connect, environment_of, resources_of
 from qwen_mindspore.common.json_text import DEEPEST, dump_json, parse_exact_json
 from qwen_mindspore.common.progress import say
 from qwen_mindspore.generate.build import load_config
@@ -37,7 +37,7 @@ def answer_on_ray(args, config, format, journal):
     Raises:
         ValueError: Ray is not installed or not reached; an actor or the reading failed.
     """
-    ray = _connect(args)
+    ray = connect(args.ray, "data", verbose=args.verbose)
     from ray.data import ActorPoolStrategy, DataContext, from_items
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     context = DataContext.get_current()
@@ -50,9 +50,7 @@ def answer_on_ray(args, config, format, journal):
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actors = ActorPoolStrategy(size=args.ray_actors, max_tasks_in_flight_per_actor=GROUPS_AT_ONCE,
                                max_concurrent_calls_per_actor=GROUPS_AT_ONCE, enable_true_multi_threading=True)
-    environment = {"GLOG_v": os.environ.get("GLOG_v", "3")}  # noqa: SIM112  MindSpore spells it so
-    if "NPU" not in resources.get("resources", {}):
-        environment["QWEN_NUM_THREADS"] = str(max(1, int(resources["num_cpus"])))
+    environment = environment_of(resources)
     groups = from_items([0]).map_batches(
         _read_groups, fn_args=[args, format, np.array(journal.places) >= 0], num_cpus=0, scheduling_strategy=here,
         runtime_env={"env_vars": environment})
@@ -69,41 +67,12 @@ def answer_on_ray(args, config, format, journal):
         ray.shutdown()
 
 
-def _connect(args):
-    if not args.verbose:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ValueError(f'--ray needs Ray ({error}): pip install "ray[data]==2.60.0"') from None
-    if not args.verbose:
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    alone = {"include_dashboard": False, "object_store_memory": 2**28} if args.ray == "local" else {}
-    try:
-        ray.init(address=args.ray, log_to_driver=args.verbose, logging_level="info" if args.verbose else "critical",
-                 **alone)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"--ray {args.ray}: no cluster reached: {error}") from None
-    return ray
-
-
 def _resources(args, config, ray):
     """What an actor takes, as `map_batches` wants it; says so where the cluster has less."""
-    there = ray.cluster_resources()
-    if args.ray_resources:
-        wanted = dict(args.ray_resources)
-    elif config.context.device_target == "Ascend":
-        wanted = {"NPU": 1.0}
-    else:
-        largest = max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
-        wanted = {"CPU": max(1.0, min(largest, there.get("CPU", 0) // args.ray_actors))}
-    for name, amount in wanted.items():
-        if amount * args.ray_actors > there.get(name, 0):
-            say("batch_generate", f"{args.ray_actors} actors take {name}={amount:g} each and the cluster has "
-                                  f"{there.get(name, 0):g}: those that find no place wait for it")
-    cpus = wanted.pop("CPU", 0.0 if wanted else 1.0)
-    return {"num_cpus": cpus, "resources": wanted} if wanted else {"num_cpus": cpus}
+    resources, missing = resources_of(ray, args.ray_actors, args.ray_resources, config.context.device_target)
+    if missing:
+        say("batch_generate", f"{args.ray_actors} actors take {missing}: those that find no place wait for it")
+    return resources
 
 
 def _read_groups(_, args, format, finished):

@@ -12,6 +12,7 @@ from qwen_mindspore.cli.options import (
     add_generation_options,
     generation_options,
     positive_int,
+    ray_resources,
     settle_model,
     utf8,
 )
@@ -44,18 +45,11 @@ def parse_args(argv=None):
     ray = parser.add_argument_group("Ray")
     ray.add_argument("--ray", metavar="ADDRESS", help="spread over a Ray cluster; local: over this machine")
     ray.add_argument("--ray_actors", type=positive_int, default=1, metavar="N", help="models; default: 1")
-    ray.add_argument("--ray_resources", type=_resources, default=None, metavar="NAME=N,...",
+    ray.add_argument("--ray_resources", type=ray_resources, default=None, metavar="NAME=N,...",
                      help="what a model takes; default: NPU=1 on Ascend, on the CPU its share of a machine's CPUs")
     args = parser.parse_args(argv)
     args.generation = generation_options(args)
     return args
-
-
-def _resources(text):
-    try:
-        return {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, with commas between several, found {text}") from None
 
 
 def main(argv=None):

@@ -8,8 +8,8 @@ from qwen_mindspore.common.text import argument_text
 from qwen_mindspore.generate.build import load_config
 
 __all__ = ["add_common_options", "add_generation_options", "add_model_options", "add_output_options", "boolean",
-           "config_of", "generation_options", "positive_int", "positive_ints", "settle_checkpoint", "settle_model",
-           "utf8"]
+           "config_of", "generation_options", "positive_int", "positive_ints", "ray_resources",
+           "settle_checkpoint", "settle_model", "utf8"]
 
 
 def add_common_options(parser, config):
@@ -54,6 +54,14 @@ def add_model_options(parser, which):
     parser.add_argument("--hub", choices=list(HUBS), help="where a name is looked up; default: huggingface")
     parser.add_argument("--revision", metavar="R", help="of a name: a branch, a tag or a commit; default: the latest "
                                                         "when it is fetched")
+
+
+def ray_resources(text):
+    """A command line's "NPU=2,CPU=4" as a dict, for argparse."""
+    try:
+        return {name: float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, with commas between several, found {text}") from None
 
 
 def settle_model(args):

@@ -16,11 +16,13 @@ from qwen_mindspore.cli.options import (
     config_of,
     generation_options,
     positive_int,
+    ray_resources,
     settle_model,
     utf8,
 )
 from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.files import decode_text, split_lines
+from qwen_mindspore.common.folders import provide_folders
 from qwen_mindspore.server.address import bind, check_certificate, is_loopback
 
 NAME = "serve"
@@ -35,6 +37,7 @@ def parse_args(argv=None):
     _add_address_options(parser)
     _add_access_options(parser)
     _add_load_options(parser)
+    _add_replica_options(parser)
     _add_answer_options(parser)
     add_generation_options(parser)
     _add_original_options(parser)
@@ -86,6 +89,17 @@ def _add_load_options(parser):
                        help="SIGTERM lets answers end for so long; a second one doesn't; default: 30")
     group.add_argument("--keep_alive_seconds", type=_seconds, metavar="T",
                        help="a stream that is silent for so long gets a comment; default: 15")
+
+
+def _add_replica_options(parser):
+    group = parser.add_argument_group("replicas")
+    group.add_argument("--replicas", type=positive_int, metavar="N",
+                       help="so many engines behind this address, by Ray Serve; each has the limits of above")
+    group.add_argument("--ray", metavar="ADDRESS", default="local",
+                       help="where they are: auto: the Ray cluster that this machine belongs to; local, the default: "
+                            "this machine alone")
+    group.add_argument("--ray_resources", type=ray_resources, metavar="NAME=N,...",
+                       help="what each takes; default: NPU=1 on Ascend, on the CPU its share of a machine's CPUs")
 
 
 def _add_answer_options(parser):
@@ -264,6 +278,49 @@ def build_service(args, config):
     return service, load
 
 
+def build_replica(args, number):
+    """
+    What `build_service` returns, for one of several replicas, in its own process.
+
+    Args:
+        args (argparse.Namespace): The command line.
+        number (int): Of the replica: where Ray gives out no NPUs, those from --device_id on are theirs in turn.
+    """
+    import ray
+
+    given = ray.get_runtime_context().get_accelerator_ids().get("NPU")
+    args.device_id = None if given else (args.device_id or 0) + number
+    provide_folders()
+    return build_service(args, config_of(args))
+
+
+def build_fleet(args, config, listener):
+    """
+    The Service of the front, and what starts the replicas; see `build_service`, whose errors it finds, too, as far as
+    that takes no model.
+    """
+    import socket
+    import time
+
+    from qwen_mindspore.batch.assemble import size_model
+    from qwen_mindspore.generate.build import build_config
+    from qwen_mindspore.generate.settings import GenerationSettings
+    from qwen_mindspore.server.metrics import FleetMetrics
+    from qwen_mindspore.server.replicas import Fleet, Replicas
+
+    size_model(args, config)
+    GenerationSettings.load(build_config(config), **generation_options(args))
+    name = name_of(args, config.model.model_config.checkpoint_name_or_path)
+    # Replicas that another machine builds at another time call themselves what this one does.
+    args.served_model_name = name
+    fleet = Fleet(name, limits=limits_of(args), metrics=FleetMetrics(name), created=int(time.time()),
+                  replicas=args.replicas)
+    replicas = Replicas(f"qwen-{socket.gethostname()}-{listener.getsockname()[1]}", build_replica, (args,),
+                        args.replicas, args.batch_size, args.ray, args.ray_resources, config.context.device_target,
+                        args.verbose)
+    return fleet, replicas.start
+
+
 def serve(args):
     """
     Serve till a signal.
@@ -294,7 +351,14 @@ def _serve(args, config, keys, users, listener):
     from qwen_mindspore.server.app import create_app
     from qwen_mindspore.server.logs import log, set_up_logs
 
-    service, load = build_service(args, config)
+    if args.replicas:
+        from qwen_mindspore.server.replicas import FleetServer as Server
+
+        service, load = build_fleet(args, config, listener)
+    else:
+        from qwen_mindspore.server.lifecycle import Server
+
+        service, load = build_service(args, config)
     app = create_app(service, keys, users, args.cors_origins, args.log_prompts, args.root_path)
     set_up_logs()
     if not keys and not users and not is_loopback(args.host):
@@ -303,7 +367,7 @@ def _serve(args, config, keys, users, listener):
                               ssl_certfile=args.ssl_certfile, ssl_keyfile=args.ssl_keyfile,
                               timeout_keep_alive=lifecycle.IDLE_SECONDS,
                               timeout_graceful_shutdown=lifecycle.LAST_WORDS)
-    server = lifecycle.Server(settings, service, load, app.state.activity, args.drain_seconds)
+    server = Server(settings, service, load, app.state.activity, args.drain_seconds)
     return lifecycle.serve(server, [listener])
 
 

@@ -64,16 +64,10 @@ async def ready(request: Request):
 def _state(service, good):
     state = service.condition
     if state in good:
-        return JSONResponse({"status": "ok" if state == "ready" else state, **_load(service)})
+        return JSONResponse({"status": "ok" if state == "ready" else state, **service.load()})
     response = error_response(unavailable(WHY[state], 5, state))
     response.headers["Cache-Control"] = "no-store"
     return response
-
-
-def _load(service):
-    """What an engine is at: for who waits, and who shows it."""
-    stats = service.runner.engine.stats()
-    return {"running": stats.running, "waiting": stats.waiting}
 
 
 @router.get("/version", tags=["operations"])

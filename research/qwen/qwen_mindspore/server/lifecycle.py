@@ -92,11 +92,7 @@ class Server(uvicorn.Server):
             self.service.state = "dead"
         elif not self.signals:
             service, seconds = self.service, time.monotonic() - self.began
-            service.runner = Runner(answers, self.loop)
-            service.runner.on_growth = service.metrics.grew
-            service.metrics.watch(answers.engine)
-            service.runner.start()
-            service.state = "ready"
+            service.begin(Runner(answers, self.loop))
             log("ready", model=service.name, max_batch=answers.engine.max_batch, context=service.room,
                 seconds=round(seconds, 1))
 

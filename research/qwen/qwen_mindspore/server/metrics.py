@@ -5,12 +5,12 @@ themselves: the sums of their usage are these counters.
 Source: vLLM 0.33, docs/usage/metrics.md
 """
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from qwen_mindspore.server import service
 from qwen_mindspore.server.logs import note
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "FleetMetrics", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -158,3 +158,57 @@ class Metrics(service.Metrics):
     def text(self):
         """bytes, all of them in Prometheus' format of text."""
         return generate_latest(self.registry)
+
+    def samples(self):
+        """list[(name, what, type, list[(name, labels, value)])], all of them, to be sent to another process."""
+        return [(metric.name, metric.documentation, metric.type,
+                 [(sample.name, sample.labels, sample.value) for sample in metric.samples])
+                for metric in self.registry.collect()]
+
+
+class FleetMetrics(Metrics):
+    """
+    The counters of a front: those of all replicas, each with the label `replica`, and of what never reached one.
+
+    Args:
+        model (str): The label `model_name` of all.
+    """
+
+    OWN = ("qwen:http_requests", "qwen:admission_rejections")
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.replicas = None  # see `replicas.Replicas`
+
+    def text(self):
+        """bytes, see `Metrics.text`; not in the event loop."""
+        merged = CollectorRegistry(auto_describe=False)
+        families = {}
+        for number, samples in self._all():
+            for name, what, kind, values in samples:
+                family = families.setdefault(name, Metric(name, what, kind))
+                for sample, labels, value in values:
+                    replica = {} if number is None else {"replica": str(number)}
+                    family.add_sample(sample, {**labels, **replica}, value)
+        merged.register(_Collected([family for family in families.values() if family.samples]))
+        return generate_latest(merged)
+
+    def _all(self):
+        """[(number of a replica, its samples)]; the front's own number is None."""
+        own = [(None, [entry for entry in self.samples() if entry[0] in self.OWN])]
+        if self.replicas is None:
+            return own
+        up = ("qwen:replicas_up", "Replicas that answer.", "gauge",
+              [("qwen:replicas_up", {"model_name": self.model}, len(self.replicas.places.up))])
+        return [*own, (None, [up]), *self.replicas.metrics()]
+
+
+class _Collected:
+    """What prometheus_client takes for a collector: metrics that have been collected."""
+
+    def __init__(self, metrics):
+        self.metrics = metrics
+
+    def collect(self):
+        """Theirs."""
+        return self.metrics

@@ -146,6 +146,19 @@ class Service:
         """str, `state`, or "dead" where the engine has died."""
         return "dead" if self.runner is not None and self.runner.is_dead else self.state
 
+    def begin(self, runner):
+        """Take requests: a Runner is there, over an engine that has warmed up."""
+        self.runner = runner
+        runner.on_growth = self.metrics.grew
+        self.metrics.watch(runner.engine)
+        runner.start()
+        self.state = "ready"
+
+    def load(self):
+        """dict, what the engine is at: for who waits, and who shows it."""
+        stats = self.runner.engine.stats()
+        return {"running": stats.running, "waiting": stats.waiting}
+
     def report(self, scope, finished):
         """Tell metrics and the access log (`scope["state"]["finished"]`) that a request is over."""
         scope.setdefault("state", {})["finished"] = finished
