@@ -41,7 +41,8 @@ def connect(address, part, option="--ray", verbose=False):
     except ImportError as error:
         raise ValueError(f'{option} needs Ray ({error}): pip install "ray[{part}]=={VERSION}"') from None
     if not verbose:
-        logging.getLogger(f"ray.{part}").setLevel(logging.CRITICAL)
+        for name in ("ray", f"ray.{part}"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     alone = {"include_dashboard": False, "object_store_memory": OWN_STORE} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=verbose, logging_level="info" if verbose else "critical", **alone)

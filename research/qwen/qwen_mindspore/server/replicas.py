@@ -98,6 +98,8 @@ class Replicas:
             ray_actor_options={**resources, "runtime_env": {"env_vars": environment_of(resources)}})
         application = deployment.bind(self.build, self.arguments, os.getcwd())
         target = serve.RunTarget(target=application, name=self.name, route_prefix=None)
+        if self.name in serve.status().applications:  # of a server that was killed
+            serve.delete(self.name)
         self._is_deployed = True
         self._handle, = serve.run_many([target], wait_for_applications_running=False)
         self._await_one(serve)
@@ -111,7 +113,7 @@ class Replicas:
 
     def _await_one(self, serve):
         is_asked = False
-        while True:
+        while self._ray is not None:
             told = serve.status().applications[self.name]
             deployment = next(iter(told.deployments.values()), None)
             if told.status in ("DEPLOY_FAILED", "UNHEALTHY"):
@@ -123,6 +125,7 @@ class Replicas:
                 if self.places.up:
                     return
             time.sleep(LOOK_SECONDS)
+        raise RuntimeError("stopped while replicas were being started")
 
     def stop(self, timeout=None):
         """End them; also while they are being started."""
