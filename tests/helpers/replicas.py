@@ -29,11 +29,6 @@ def build_scripted(folder, options, limits, number):
     return service, lambda: Answers(engine, tokenizer)
 
 
-def fail_to_build(number):
-    """A model that can't be loaded."""
-    raise ValueError("weights.ckpt: no such tensor")
-
-
 @contextlib.contextmanager
 def replicated(build, arguments, count=2, capacity=2, wanted=None, drain_seconds=5, **options):
     """A server with replicas on a cluster of this machine: Running, whose `server.replicas` has started."""
