@@ -123,9 +123,11 @@ def with_stop_words(settings, tokenizer):
     Returns:
         GenerationSettings.
     """
-    ends = [*(get_stop_words_ids("chatml", tokenizer) if settings.chat_format == "chatml" else ()), [tokenizer.eod_id]]
+    control, end = get_stop_words_ids("chatml", tokenizer), [tokenizer.eod_id]
     if settings.ignore_eos:  # a config names them, too
-        return settings.override(stop_words_ids=[word for word in settings.stop_words_ids if list(word) not in ends])
+        own = [word for word in settings.stop_words_ids if list(word) not in [*control, end]]
+        return settings.override(stop_words_ids=own)
+    ends = [*control, end] if settings.chat_format == "chatml" else [end]
     return settings.override(stop_words_ids=[*settings.stop_words_ids, *ends])
 
 
