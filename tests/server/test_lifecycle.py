@@ -12,7 +12,8 @@ import pytest
 
 from helpers.scripted import Fault, ScriptedEngine
 from helpers.serving import serving, until
-from helpers.stand_in import Answers, Settings
+from qwen_mindspore.generate.answers import Answers
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.address import bind, check_certificate, is_loopback, url_of
 from qwen_mindspore.server.lifecycle import warm_up
 from qwen_mindspore.text.tokenizer import QwenTokenizer
@@ -77,10 +78,10 @@ def test_a_signal_while_it_loads_ends_it_at_once(tokenizer):
 
 def test_warming_up_answers_a_prompt_alone_and_two_together(tokenizer):
     engine = ScriptedEngine("Hello!")
-    warm_up(Answers(engine, tokenizer), Settings())
+    warm_up(Answers(engine, tokenizer), GenerationSettings())
     assert len(engine.requests) == 3 and not engine.sequences
     with pytest.raises(Fault):
-        warm_up(Answers(ScriptedEngine([Fault("no memory")]), tokenizer), Settings())
+        warm_up(Answers(ScriptedEngine([Fault("no memory")]), tokenizer), GenerationSettings())
 
 
 # The end
