@@ -10,8 +10,10 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from helpers.properties import tell
+from helpers.properties import tell, tried, values
 from helpers.schemas import draw, random_object, random_parameters
 from qwen_mindspore.common.files import cache_folder
 from qwen_mindspore.generate.grammar import Grammars
@@ -297,6 +299,15 @@ HOSTILE = {
 }
 
 
+KEYWORDS = [
+    "$defs", "$ref", "additionalProperties", "allOf", "anyOf", "const", "definitions", "enum", "exclusiveMaximum",
+    "exclusiveMinimum", "format", "items", "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength",
+    "minProperties", "minimum", "multipleOf", "not", "oneOf", "pattern", "patternProperties", "prefixItems",
+    "properties", "required", "type", "uniqueItems", "x-guidance"]
+TYPES = ["object", "array", "string", "integer", "number", "null", "boolean", ["object", "null"], "#/$defs/a", "#",
+         "date", "^a{2,3}$"]
+
+
 class TestStrangers:
     @pytest.mark.parametrize("name", HOSTILE)
     def test_a_hostile_schema_is_refused_in_a_line_or_bounded_in_time(self, qwen, name):
@@ -308,6 +319,20 @@ class TestStrangers:
         except (ValueError, RuntimeError) as error:
             tell(error, ["schema", "grammar"])
         assert time.process_time() - start < 2
+
+    @tried(200)
+    @given(st.recursive(st.booleans() | values(), lambda inner: st.dictionaries(
+        st.sampled_from(KEYWORDS), inner | st.lists(inner, max_size=3) | st.dictionaries(
+            st.sampled_from(["a", "b"]), inner, max_size=2) | st.sampled_from(TYPES) | values(), max_size=4),
+        max_leaves=6))
+    def test_anything_is_a_schema_or_refused_in_a_line(self, tiny, schema):
+        for make in (tiny.grammars.json_schema, lambda it: tiny.grammars.react([Tool("f", "", it)], "f")):
+            try:
+                grammar = make(schema)
+            except ValueError as error:
+                tell(error, ["schema", "parameters of f"])
+            else:
+                assert tiny.allowed(grammar).any()
 
     def test_what_gets_too_complex_on_the_way_ends_this_answer_in_a_line(self, tiny):
         grammar = tiny.grammars.json_object()

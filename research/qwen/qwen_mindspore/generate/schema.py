@@ -18,7 +18,7 @@ MOST_MULTIPLES = 20_000  # of all multipleOf together: the states of an automato
 LONGEST_FORCED = 256
 
 # Those that llguidance knows. Others are annotations, by the standard all are.
-FORMATS = {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"}
+FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
 
 # Where schemas stand within a schema.
 SCHEMAS = {"additionalItems", "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then",
@@ -50,8 +50,10 @@ def parameters_schema(parameters):
     """
     if isinstance(parameters, (list, tuple)):
         parameters = _schema_of_list(parameters)
-    if not parameters:
+    if parameters is None or parameters == {}:
         return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not isinstance(parameters, dict):
+        raise ValueError(f"expected a JSON schema, an object, found {shown(parameters)}")
     _check_size(parameters)
     closed = _closed(parameters, _may_close_definitions(parameters))
     return closed if closed.keys() & {"type", *OPENING} - {"additionalProperties"} else {"type": "object", **closed}
