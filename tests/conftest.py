@@ -18,8 +18,8 @@ from qwen_mindspore.common.configs import read_config
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """
-    What starts processes of its own comes last: a fault in a unit is seen before the minutes that those take. What wants
-    a browser runs only where it is named (-m browser): few machines have one.
+    What starts processes of its own comes last: a fault in a unit is seen before the minutes that those take. What
+    wants a browser runs only where it is named (-m browser): few machines have one.
     """
     if "browser" not in config.option.markexpr:
         left_out = [item for item in items if item.get_closest_marker("browser")]

@@ -1,7 +1,10 @@
 """The page in a browser, for the tests that are marked `browser`."""
+import json
 import shutil
 from contextlib import contextmanager
 
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--no-first-run"]
@@ -76,3 +79,17 @@ class Visit:
 
     def answers(self):
         return self.page.locator(".answer .markdown")
+
+
+def open_settings(page):
+    """Open the settings."""
+    page.click("#open-panel")
+    page.wait_for_selector("#panel[open]")
+
+
+def set_tools(page, tools, choice="auto"):
+    """Give the conversation tools."""
+    open_settings(page)
+    page.fill("#tools", json.dumps(tools))
+    page.select_option("#tool-choice", choice)
+    page.click("#close-panel")

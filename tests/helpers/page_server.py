@@ -25,7 +25,8 @@ from helpers import ROOT
 
 PAGE = ROOT / "research/qwen/qwen_mindspore/server/page"
 POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'"
-USAGE = {"prompt_tokens": 30, "completion_tokens": 12, "total_tokens": 42, "prompt_tokens_details": {"cached_tokens": 20}}
+USAGE = {"prompt_tokens": 30, "completion_tokens": 12, "total_tokens": 42,
+         "prompt_tokens_details": {"cached_tokens": 20}}
 
 
 def call_deltas(name, arguments, id="call_1", pieces=2):

@@ -21,7 +21,8 @@ async function request(path, key, options) {
   let response;
   try {
     // Relative to the page, so that a proxy may put both below a folder.
-    response = await fetch(new URL(path, document.baseURI), { ...options, redirect: "error", credentials: "same-origin" });
+    const url = new URL(path, document.baseURI);
+    response = await fetch(url, { ...options, redirect: "error", credentials: "same-origin" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(error.message, { code: "unreachable" });

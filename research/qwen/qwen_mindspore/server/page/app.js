@@ -126,6 +126,7 @@ byId("switch-theme").addEventListener("click", () => {
   byId("theme").value = theme.choice;
 });
 
+chat.reopen();
 showTitle();
 showState();
 service.connect();

@@ -34,7 +34,8 @@ function answerForm(call, give) {
     event.preventDefault();
     if (area.value.trim()) give(call.id, area.value);
     else say(warning, "resultEmpty");
-  } }, area, warning, el("div", { class: "row end" }, el("button", { type: "submit", class: "primary", t: "giveResult" })));
+  } }, area, warning,
+  el("div", { class: "row end" }, el("button", { type: "submit", class: "primary", t: "giveResult" })));
   area.addEventListener("keydown", event => {
     if (event.key === "Enter" && !event.shiftKey && !isComposing(event)) {
       event.preventDefault();

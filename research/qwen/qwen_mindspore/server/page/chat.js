@@ -3,7 +3,9 @@
 import { fill } from "./answering.js";
 import { ApiError } from "./api.js";
 import * as conversations from "./conversation.js";
+import { recall, remember } from "./store.js";
 
+const SHOWN = "qwen-shown";  // the key of what a tab shows
 const SAVED_EACH = 2000;  // milliseconds, while an answer grows
 
 /**
@@ -43,8 +45,14 @@ export class Chat extends EventTarget {
   show(conversation) {
     this.conversation = conversation;
     this.failure = null;
+    remember(SHOWN, conversation.id, "sessionStorage");
     this.#tell("conversation");
     this.#tell("list");
+  }
+
+  /** Show what this tab showed before it was loaded anew. */
+  reopen() {
+    this.open(recall(SHOWN, null, "sessionStorage"));
   }
 
   open(id) {
@@ -80,6 +88,7 @@ export class Chat extends EventTarget {
   /** Keep a conversation, once there is something in it. */
   save(conversation = this.conversation) {
     if (conversation.messages.length) this.#store.save(conversation);
+    remember(SHOWN, this.conversation.id, "sessionStorage");
     this.#tell("list");
   }
 
@@ -175,8 +184,9 @@ export class Chat extends EventTarget {
     if (error) answer.calls = [];  // one that was cut off can't be answered
     if (run.isForgotten) return;
     this.save(conversation);
-    this.#tell("end", { hasBegun: Boolean(answer.stats), conversation, answer, error: isStopped ? null : error, isStopped });
     if (conversation === this.conversation) this.#tell("conversation");
+    const hasBegun = Boolean(answer.stats);
+    this.#tell("end", { conversation, answer, hasBegun, error: isStopped ? null : error, isStopped });
   }
 
   #change(work) {

@@ -1,14 +1,20 @@
 // Mathematics in Markdown: an extension of marked that knows $...$, $$...$$, \(...\) and \[...\].
 
-const BLOCK = [/^ {0,3}\$\$((?:\\[^]|[^\\$])+?)\$\$[ \t]*(?:\n|$)/, /^ {0,3}\\\[((?:[^\\\n]|\\[^\]]|\n(?![ \t]*\n))+?)\\\][ \t]*(?:\n|$)/];
+// A formula is at most so long, lest each of many that never end is looked for through all the text.
+const BLOCK = [
+  /^ {0,3}\$\$((?:\\[^]|[^\\$]){1,4000}?)\$\$[ \t]*(?:\n|$)/,
+  /^ {0,3}\\\[((?:[^\\\n]|\\[^\]]|\n(?![ \t]*\n)){1,4000}?)\\\][ \t]*(?:\n|$)/,
+];
 
 // A dollar is often a price, so between single ones, as pandoc has it, no space touches a dollar and no digit or letter
-// follows ("$5 and $6", "$5-$6", "$HOME/bin:$PATH" stay text); neither code nor the end of a line is crossed.
-const DOLLAR = /^\$(?![\s$])((?:\\[^\n]|[^\\$`\n])+?)(?<![\s\\])\$(?![\w$])/;
+// follows ("$5 and $6", "$5-$6", "$HOME/bin:$PATH" stay text); neither code nor the end of a line is crossed. What
+// begins with a number and goes on in words without any sign of mathematics is a price, too ("$5 or 6$").
+const DOLLAR = /^\$(?![\s$])((?:\\[^\n]|[^\\$`\n]){1,4000}?)(?<![\s\\])\$(?![\w$])/;
+const PRICE = /^\d[^\s\\^_=+*<>{}]*\s[^\\^_=+*<>{}]*$/;
 const INLINE = [
-  { pattern: /^\$\$((?:\\[^]|[^\\$])+?)\$\$/, display: true },
-  { pattern: /^\\\[((?:[^\\]|\\[^\]])+?)\\\]/, display: true },
-  { pattern: /^\\\(((?:[^\\]|\\[^)])+?)\\\)/, display: false },
+  { pattern: /^\$\$((?:\\[^]|[^\\$]){1,4000}?)\$\$/, display: true },
+  { pattern: /^\\\[((?:[^\\]|\\[^\]]){1,4000}?)\\\]/, display: true },
+  { pattern: /^\\\(((?:[^\\]|\\[^)]){1,4000}?)\\\)/, display: false },
   { pattern: DOLLAR, display: false },
 ];
 const STARTS_BLOCK = /(?:^|\n) {0,3}(?:\$\$|\\\[)/;
@@ -43,12 +49,14 @@ const inline = {
   name: "math",
   level: "inline",
   start(source) {
-    return STARTS_INLINE.exec(source)?.index;
+    // Asked at every word of all that follows it: the quick look first.
+    return /[$\\]/.test(source) ? STARTS_INLINE.exec(source)?.index : undefined;
   },
   tokenizer(source) {
     for (const { pattern, display } of INLINE) {
       const found = pattern.exec(source);
-      if (found) return { type: "math", raw: found[0], text: found[1].trim(), display };
+      const isPrice = found && pattern === DOLLAR && PRICE.test(found[1]);
+      if (found && !isPrice) return { type: "math", raw: found[0], text: found[1].trim(), display };
     }
     return undefined;
   },

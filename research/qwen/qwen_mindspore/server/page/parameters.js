@@ -19,12 +19,13 @@ const LENGTHS = ["max_tokens", "max_new_tokens", "max_completion_tokens"];
  * The parameters with the ranges and defaults of a model.
  *
  * `card` is what GET /v1/models/{id} gives: `defaults` {name: value} and `limits` {name: [low, high]} or {name: {min,
- * max}}; both may be missing.
+ * max}}; both may be missing. `max_model_len`: prompt and answer together.
  */
 export function parametersOf(card) {
   return ALL.map(parameter => {
     const names = parameter.name === "max_tokens" ? LENGTHS : [parameter.name];
-    const limit = names.map(name => card?.limits?.[name]).find(found => found !== undefined && found !== null) ?? {};
+    const limit = names.map(name => card?.limits?.[name]).find(found => found !== undefined && found !== null)
+      ?? (parameter.name === "max_tokens" ? { max: card?.max_model_len } : {});
     const [low, high] = Array.isArray(limit) ? limit : [limit.min, limit.max];
     return {
       ...parameter,

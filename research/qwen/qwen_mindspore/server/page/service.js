@@ -94,16 +94,18 @@ export class Service extends EventTarget {
   /** What a request's fate says of the server: null, or an ApiError. */
   note(error) {
     if (error === null) this.#become("ready");
-    else if (error instanceof ApiError && (error.status === 401 || error.status === 0 && error.code === "unreachable")) {
-      this.#become(stateOf(error));
-      if (error.status === 0) this.connect();
-    }
+    if (!(error instanceof ApiError)) return;
+    const isLost = error.code === "unreachable";
+    if (isLost || error.status === 401) this.#become(stateOf(error));
+    if (isLost) this.connect();
   }
 
-  /** The request that a conversation makes: {path, body, key}. Throws ApiError (code "tools") for tools that are none. */
+  /** The request that a conversation makes: {path, body, key}. Throws ApiError (code "tools") for bad tools. */
   requestOf({ system, tools, toolChoice, messages }) {
     const body = { ...(this.model && { model: this.model }), ...this.values };
-    if (!this.isChat) return { path: "v1/completions", key: this.key, body: { ...body, prompt: messages.at(-1).content } };
+    if (!this.isChat) {
+      return { path: "v1/completions", key: this.key, body: { ...body, prompt: messages.at(-1).content } };
+    }
     body.messages = toRequest({ system, messages });
     const parsed = toolsOf(tools);
     if (parsed.length) Object.assign(body, { tools: parsed, tool_choice: toolChoice });

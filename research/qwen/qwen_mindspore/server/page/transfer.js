@@ -70,5 +70,6 @@ function textOf(content) {
 
 function callOf(call) {
   const { name, arguments: text } = call?.function ?? {};
-  return typeof name === "string" && typeof text === "string" ? { id: String(call.id ?? ""), name, arguments: text } : null;
+  if (typeof name !== "string" || typeof text !== "string") return null;
+  return { id: String(call.id ?? ""), name, arguments: text };
 }
