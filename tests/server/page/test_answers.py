@@ -140,3 +140,14 @@ def test_the_queue_is_told_where_the_server_tells_it(visit, page, server):
     visit.ask("q")
     expect(page.locator(".phase")).to_contain_text("3 ahead")
     expect(visit.answers()).to_have_text("done")
+
+
+def test_no_question_changes_while_an_answer_is_written(visit, page, server):
+    visit.ask_and_wait("one")
+    server.answers.append(Scripted(["word "] * 1000, pace=0.02))
+    visit.ask("two")
+    expect(visit.answers().nth(1)).to_contain_text("word")
+    expect(page.locator("[aria-label='Edit and resend']").first).to_be_hidden()
+    page.click("#stop")
+    page.locator(".question").first.hover()
+    expect(page.locator("[aria-label='Edit and resend']").first).to_be_visible()

@@ -46,6 +46,17 @@ def test_it_speaks_the_browsers_language_and_switches(visit_with):
     expect(page.locator("#new-chat")).to_have_text("New chat")
 
 
+def test_what_was_not_shown_meanwhile_speaks_the_language_too(visit, page, server):
+    server.answers.append(Scripted(["slow "] * 30, pace=0.1))
+    visit.ask("long")
+    expect(visit.answers()).to_contain_text("slow")
+    page.click("#new-chat")
+    page.click("#switch-language")
+    page.locator("#conversations .open", has_text="long").click()
+    expect(page.locator(".author")).to_have_text("千问")
+    expect(page.locator(".stats")).to_contain_text("词元")
+
+
 def test_both_languages_have_all_words(page):
     words = page.evaluate("import('./words.js').then(({WORDS}) => WORDS)")
     assert set(words["en"]) == set(words["zh"])
@@ -55,14 +66,14 @@ def test_both_languages_have_all_words(page):
 
 def test_dark_as_the_system_or_as_chosen(visit_with):
     page = visit_with(color_scheme="dark").page
-    theme = "document.documentElement.dataset.theme"
-    assert page.evaluate(theme) == "dark"
+    root = page.locator("html")
+    expect(root).to_have_attribute("data-theme", "dark")
     page.emulate_media(color_scheme="light")
-    assert page.evaluate(theme) == "light"
+    expect(root).to_have_attribute("data-theme", "light")
     page.click("#switch-theme")
-    assert page.evaluate(theme) == "dark"
+    expect(root).to_have_attribute("data-theme", "dark")
     page.reload()
-    assert page.evaluate(theme) == "dark"
+    expect(root).to_have_attribute("data-theme", "dark")
 
 
 def test_by_keyboard_alone(visit, page, server):

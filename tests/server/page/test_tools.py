@@ -89,3 +89,13 @@ def test_a_call_that_was_stopped_is_not_waited_for(visit, page, server):
     page.click("#stop")
     expect(page.locator("#send")).to_be_enabled()
     visit.ask_and_wait("next")
+
+
+def test_the_arguments_that_are_shown_are_those_that_came(visit, page, server):
+    set_tools(page, [WEATHER])
+    server.answers.append(Scripted(call_deltas("weather", '{"n":12345678901234567890,"x":[1.0,{}],"t":"a, {b}"}'),
+                                   finish="tool_calls"))
+    visit.ask("q")
+    expect(page.locator(".card-answer")).to_be_visible()
+    assert page.locator(".card code").inner_text() == (
+        '{\n  "n": 12345678901234567890,\n  "x": [\n    1.0,\n    {}\n  ],\n  "t": "a, {b}"\n}')

@@ -10,6 +10,7 @@ export class GrowingMarkdown {
   #shown = [];  // {raw, isOpen, holder, text}: what is on the page, one a block
   #settled = 0;  // so many of them stay
   #length = 0;  // and so many characters are theirs
+  #whole = null;  // the text, once it is done
   #root;
 
   constructor(root) {
@@ -19,6 +20,8 @@ export class GrowingMarkdown {
   /** Show a text that begins with the one shown before; `isDone`: it will not grow any more. */
   show(text, isDone) {
     const source = text.replace(/\r\n?/g, "\n");
+    if (isDone && this.#whole === source) return;
+    this.#whole = isDone ? source : null;
     if (isDone) {  // all at once, as Markdown has it: references may be defined at the end
       const blocks = blocksOf(source);
       const hasLinks = Object.keys(blocks.links ?? {}).length > 0;

@@ -2,6 +2,7 @@
 import { openCalls, wantsAnswer } from "./conversation.js";
 import { el, icon } from "./dom.js";
 import { Pace } from "./growing.js";
+import { translate } from "./i18n.js";
 import { AnswerView, failureBox, questionView } from "./message.js";
 
 const NEAR = 80;  // pixels from the end within which the page goes along with what is written
@@ -45,6 +46,8 @@ export class Log {
     this.#running = null;
     const views = conversation.messages.map(message => this.#elementOf(message)).filter(Boolean);
     this.#put([...(views.length ? views : [this.#welcome()]), ...this.#missing()]);
+    translate(this.#place);  // the language may have changed while they were not shown
+    this.#place.classList.toggle("busy", Boolean(run));  // no question can be changed then
     // What had the focus is gone: stay near.
     if (hadFocus && !this.#place.contains(document.activeElement)) this.#scroller.focus({ preventScroll: true });
     this.#showPhase();

@@ -3,6 +3,7 @@ import { callCard } from "./card.js";
 import { resultOf } from "./conversation.js";
 import { copyFrom, el, icon, iconButton, isComposing, say } from "./dom.js";
 import { GrowingMarkdown } from "./growing.js";
+import { translate } from "./i18n.js";
 
 /** The element of what the user wrote. `actions`: {edit(text), remove()} */
 export function questionView({ content }, actions) {
@@ -19,6 +20,7 @@ function openEditor(article, content, send) {
   const shown = [...article.children];
   const close = () => {
     article.replaceChildren(...shown);
+    translate(article);
     article.classList.remove("editing");
     article.querySelector("[data-t-label=edit]").focus();
   };

@@ -45,11 +45,32 @@ function toolOf(entry, at) {
   return { type: "function", function: described };
 }
 
-/** Arguments laid out for reading; as they are where they are no JSON yet. */
+/**
+ * Arguments laid out for reading; as they are where they are no JSON yet. Only spaces change: a number that JavaScript
+ * can't hold stays what the model wrote.
+ */
 export function laidOut(text) {
   try {
-    return JSON.stringify(JSON.parse(text), null, 2);
+    JSON.parse(text);
   } catch {
     return text;
   }
+  const pieces = text.match(/"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s"{}[\],:]+/g);
+  let depth = 0;
+  const line = () => `\n${"  ".repeat(depth)}`;
+  return pieces.map((piece, at) => {
+    const isEmpty = /^(\{\}|\[\])$/;
+    if ("{[".includes(piece)) {
+      if (isEmpty.test(piece + pieces[at + 1])) return piece;
+      depth += 1;
+      return piece + line();
+    }
+    if ("}]".includes(piece)) {
+      if (isEmpty.test(pieces[at - 1] + piece)) return piece;
+      depth -= 1;
+      return line() + piece;
+    }
+    if (piece === ",") return piece + line();
+    return piece === ":" ? ": " : piece;
+  }).join("");
 }
