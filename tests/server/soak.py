@@ -1,5 +1,5 @@
 """
-What a server stands: floods of clients, clients that hang up, ten thousand requests. Minutes; `bash scripts/soak_server.sh`.
+What a server stands: floods, clients that hang up, ten thousand requests. Minutes; `bash scripts/soak_server.sh`.
 
 The engine plays a script, so that it is the server that is measured; clients are in a process of their own. Prints a
 line for each trial, and ends with exit code 1 where one is not passed.
