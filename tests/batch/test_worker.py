@@ -257,7 +257,7 @@ def test_a_row_whose_token_can_not_be_chosen_leaves_the_others_alone(build_tiny,
     def choose(logits, settings, *_):
         return [0][1] if settings.seed == 13 else int(logits.argmax())
 
-    monkeypatch.setattr("qwen_mindspore.generate.engine.next_token", choose)
+    monkeypatch.setattr("qwen_mindspore.generate.choice.next_token", choose)
     rows = [{"prompt": "Hello", "seed": seed, "max_new_tokens": 3} for seed in (1, 13, 2)]
     results = answer(*rows, engine=Engine(model, max_batch=4))
     assert [result.kind for result in results.values()] == [ANSWER, ERROR, ANSWER]

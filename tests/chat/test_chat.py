@@ -194,6 +194,8 @@ class ScriptedEngine:
         self.cancelled.append(number)
 
     def step(self):
+        if self.cancelled:
+            return [Output(0, None, "cancelled")]
         return [Output(0, self.said.pop(0), "length" if not self.said else None)]
 
 

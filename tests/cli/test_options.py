@@ -55,9 +55,9 @@ def test_auto_is_the_cpu_where_there_is_no_npu():
 def test_generation_options_are_settings_and_none_where_not_given():
     given = generation_options(parse("--top_p", "0.5", "--do_sample", "true", "--stop_words", "a", "b c",
                                      "--seed", "7"))
-    assert given == {"top_p": 0.5, "do_sample": True, "stop_words": ["a", "b c"], "seed": 7, "max_new_tokens": None,
-                     "temperature": None, "top_k": None, "repetition_penalty": None, "max_window_size": None,
-                     "chat_format": None}
+    assert given == {"top_p": 0.5, "do_sample": True, "stop_words": ["a", "b c"], "seed": 7, **dict.fromkeys((
+        "max_new_tokens", "min_new_tokens", "temperature", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+        "frequency_penalty", "max_window_size", "chat_format"))}
 
 
 @pytest.mark.parametrize("arguments, said", [(["--max_new_tokens", "0"], "expected a positive number, found 0"),

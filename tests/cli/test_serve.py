@@ -202,6 +202,21 @@ class TestProcess:
             assert code == 0 and seconds < 20
             assert server.process.stdout.read() == ""
 
+    def test_sigterm_lets_an_answer_end(self, options):
+        with Process(*options) as server:
+            url = server.wait_for("listening")["url"]
+            server.wait_for("ready")
+            body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "ignore_eos": True,
+                    "max_tokens": 100, "stream_options": {"include_usage": True}}
+            with httpx.Client(base_url=url, trust_env=False, timeout=60) as client, \
+                    client.stream("POST", "/v1/chat/completions", json=body) as response:
+                lines = response.iter_lines()
+                next(lines)
+                server.process.send_signal(signal.SIGTERM)
+                rest = [line for line in lines if line.startswith("data:")]
+            assert json.loads(rest[-2][5:])["usage"]["completion_tokens"] == 100 and rest[-1] == "data: [DONE]"
+            assert server.process.wait(30) == 0
+
     def test_answers_that_are_cut_off_are_told_by_the_exit_code(self, options):
         with Process(*options, "--drain_seconds", "0", "--max_new_tokens", "200") as server:
             url = server.wait_for("listening")["url"]

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from helpers import TINY
 from helpers.reference_qwen import forward
 from qwen_mindspore.cli.perplexity import main, parse_args
-from qwen_mindspore.evaluate import perplexity
 from qwen_mindspore.evaluate.perplexity import TokenLosses, measure_context, plot, windows
+from qwen_mindspore.model import scoring
 
 # Within and beyond the 64 tokens that the golden model was trained with: dynamic NTK and LogN set in.
 CONTEXTS = (24, 64, 100)
@@ -61,7 +61,7 @@ def test_a_stride_of_the_whole_context_predicts_all_but_the_first_token():
 
 @pytest.mark.parametrize("use_past", [False, True])
 def test_losses_are_the_cross_entropies_of_the_reference(use_past, build_tiny, reference, monkeypatch):
-    monkeypatch.setattr(perplexity, "LOGIT_BYTES", 4 * 512 * 17)  # the head takes 17 positions at a time
+    monkeypatch.setattr(scoring, "LOGIT_BYTES", 4 * 512 * 17)  # the head takes 17 positions at a time
     losses = TokenLosses(build_tiny(use_past=use_past, seq_length=128, batch_size=3, num_blocks=24))
     for context in CONTEXTS:
         ids = np.random.default_rng(context).integers(0, 512, (3, context), dtype=np.int32)

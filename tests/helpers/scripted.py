@@ -13,8 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from helpers.stand_in import Answers, Logprob, Output, Settings
+from qwen_mindspore.generate.answers import Answers
+from qwen_mindspore.generate.choice import Logprob
 from qwen_mindspore.generate.engine import Stats
+from qwen_mindspore.generate.requests import Output
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.runner import Runner
 from qwen_mindspore.server.service import Service
 
@@ -139,7 +142,8 @@ def logprob_of(token, count):
 def scripted_service(tokenizer, engine, loop, settings=None, **changes):
     """A Service, ready, over a scripted engine, whose thread ends with the block; `changes` are fields of it."""
     runner = Runner(Answers(engine, tokenizer), loop).start()
-    settings = settings or Settings(chat_format="chatml" if changes.get("chat", True) else "raw", max_new_tokens=100)
+    chat_format = "chatml" if changes.get("chat", True) else "raw"
+    settings = settings or GenerationSettings(chat_format=chat_format, max_new_tokens=100)
     service = Service("qwen-test", tokenizer, engine.config, settings, runner=runner, state="ready", **changes)
     runner.on_growth = service.metrics.grew
     try:

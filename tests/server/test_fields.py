@@ -5,11 +5,11 @@ import pytest
 
 from helpers.api import Api
 from helpers.scripted import ScriptedEngine
-from helpers.stand_in import Settings
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.protocol import ChatRequest, CompletionRequest
 
-DEFAULT = Settings(chat_format="chatml", max_new_tokens=100, temperature=0.7, top_p=0.8, repetition_penalty=1.1,
-                   stop_words=("END",), stop_words_ids=((256,),))
+DEFAULT = GenerationSettings(chat_format="chatml", max_new_tokens=100, temperature=0.7, top_p=0.8,
+                             repetition_penalty=1.1, stop_words=("END",), stop_words_ids=((256,),))
 
 
 def settings_of(tokenizer, settings=DEFAULT, **fields):

@@ -140,3 +140,25 @@ class TestStopWords:
         stream.end()
         assert stream.text == (text[:min(ends)[1]] if ends else text)
         assert stream.stopped == bool(ends)
+
+
+class TestLeastLength:
+    def test_before_it_is_reached_a_stop_word_is_text_like_any_other(self, byte_tokenizer):
+        stream = TextStream(byte_tokenizer, ["ab"])
+        assert [stream.put(token, may_stop=place >= 4) for place, token in enumerate(b"abab")] == ["a", "b", "a", "b"]
+        assert not stream.stopped and stream.put(ord("a")) == "" and stream.put(ord("b")) == ""
+        assert stream.stopped and stream.text == "abab" and stream.stop_word == "ab"
+
+    def test_a_character_that_is_begun_before_it_comes_whole_behind_it(self, byte_tokenizer):
+        stream = TextStream(byte_tokenizer, ["x"])
+        assert [stream.put(token, may_stop=place > 0) for place, token in enumerate("éx".encode())] == ["", "é", ""]
+        assert stream.stopped
+
+
+def test_the_stop_word_that_ended_a_text_is_told(byte_tokenizer):
+    stream = TextStream(byte_tokenizer, ["cd", "bcd", "zz"], [[1, 2]])
+    puts(stream, b"abcdef")
+    assert (stream.text, stream.stop_word) == ("a", "bcd")
+    stream = TextStream(byte_tokenizer, ["cd"], [[1, 2]])
+    puts(stream, [97, 1, 2, 3])
+    assert stream.stopped and stream.stop_word is None

@@ -116,14 +116,21 @@ def add_generation_options(parser):
     group = parser.add_argument_group("generation", "default: what the generation_config.json beside the checkpoint "
                                                     "says, else the YAML")
     group.add_argument("--max_new_tokens", type=positive_int, metavar="N", help="the most tokens of an answer")
+    group.add_argument("--min_new_tokens", type=int, metavar="N", help="before so many tokens nothing ends an answer")
     group.add_argument("--do_sample", type=boolean, metavar="BOOL",
                        help="sample tokens instead of taking the most likely one")
     group.add_argument("--temperature", type=float, metavar="X", help="above 1 makes unlikely tokens more likely")
     group.add_argument("--top_k", type=int, metavar="N", help="sample from the N most likely tokens; 0: all")
     group.add_argument("--top_p", type=float, metavar="X",
                        help="sample from the fewest most likely tokens whose probabilities reach X; 1: all")
+    group.add_argument("--min_p", type=float, metavar="X",
+                       help="sample from the tokens at least X times as likely as the likeliest; 0: all")
     group.add_argument("--repetition_penalty", type=float, metavar="X",
                        help="above 1 discourages tokens that occurred before")
+    group.add_argument("--presence_penalty", type=float, metavar="X",
+                       help="above 0 discourages tokens that are in the answer, up to 2")
+    group.add_argument("--frequency_penalty", type=float, metavar="X",
+                       help="above 0 discourages tokens the more, the oftener they are in the answer, up to 2")
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same answer")
     group.add_argument("--stop_words", type=utf8, nargs="+", metavar="TEXT",
                        help="strings that end an answer; they are cut off")
@@ -136,8 +143,8 @@ def add_generation_options(parser):
 def generation_options(args):
     """dict, the settings that the options of `add_generation_options` gave, None where they didn't."""
     return {name: getattr(args, name) for name in (
-        "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop_words",
-        "max_window_size", "chat_format")}
+        "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
+        "presence_penalty", "frequency_penalty", "seed", "stop_words", "max_window_size", "chat_format")}
 
 
 def utf8(text):

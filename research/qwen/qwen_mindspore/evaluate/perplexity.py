@@ -10,12 +10,12 @@ from qwen_mindspore.common.progress import progress_bar, say
 from qwen_mindspore.generate.build import build_model, build_tokenizer, load_config, set_context
 from qwen_mindspore.generate.sampling import check_finite
 from qwen_mindspore.model.config import QwenConfig
+from qwen_mindspore.model.scoring import HiddenStates, chunks
 from qwen_mindspore.text.files import encode_texts, read_texts
 
 __all__ = ["TokenLosses", "measure", "plot", "table", "windows"]
 
 BATCH_TOKENS = 4096  # that go through the model at once, unless a context is longer
-LOGIT_BYTES = 2**27  # of the logits that are held at once
 
 
 def windows(tokens, context, stride=None, first_end=None):
@@ -148,9 +148,7 @@ class TokenLosses:
     """
 
     def __init__(self, model):
-        self.config, self.layer_table = model.config, model.transformer.layer_table
-        self.hidden, self.loss = _build_cells(model)
-        self.rows = max(1, LOGIT_BYTES // (4 * model.config.vocab_size))
+        self.config, self.hidden, self.loss = model.config, HiddenStates(model), _loss_of(model)
 
     def __call__(self, ids, predicted):
         """
@@ -161,26 +159,27 @@ class TokenLosses:
         Returns:
             np.ndarray, [B, predicted] float32; NaN or infinite where the logits are not finite.
         """
-        table = None if self.layer_table is None else self.layer_table.address(refresh=True)
-        hidden = self.hidden(*self._inputs(ids), table).asnumpy().reshape(*ids.shape, -1)
+        hidden = self.hidden(*self._inputs(ids)).asnumpy().reshape(*ids.shape, -1)
         hidden = hidden[:, -predicted - 1:-1].reshape(-1, hidden.shape[-1])
         # A norm gives zeros where what it was given has overflowed, and the head then equal logits: no loss to trust.
         lost = ~hidden.any(-1).reshape(len(ids), predicted)
         targets = ids[:, -predicted:].reshape(-1)
-        found = [self.loss(_tensor(hidden[row:row + self.rows]), _tensor(targets[row:row + self.rows])).asnumpy()
-                 for row in range(0, len(targets), self.rows)]
+        found = [self.loss(_tensor(hidden[rows]), _tensor(targets[rows])).asnumpy()
+                 for rows in chunks(len(targets), self.config.vocab_size)]
         return np.where(lost, np.float32(np.nan), np.concatenate(found).reshape(len(ids), predicted))
 
     def _inputs(self, ids):
         batch, length = ids.shape
         lengths = np.full(batch, length, np.int32)
         if not self.config.use_past:
-            return _tensor(ids), _tensor(lengths), None, None
+            return _tensor(ids), _tensor(lengths), _tensor(lengths), None, None, None
         size = self.config.block_size
         tables = np.arange(batch * -(-length // size), dtype=np.int32).reshape(batch, -1)
         slots = tables[:, :, None] * size + np.arange(size, dtype=np.int32)
         slots = slots.reshape(batch, -1)[:, :length].reshape(-1)
-        return _tensor(ids.reshape(1, -1)), _tensor(lengths), _tensor(tables), _tensor(slots)
+        # With q_seq_lens every set of kernels reads from the cache what it has just written to it.
+        return (_tensor(ids.reshape(1, -1)), _tensor(lengths), _tensor(lengths), _tensor(tables), _tensor(slots),
+                _tensor(lengths))
 
 
 def _tensor(array):
@@ -188,22 +187,10 @@ def _tensor(array):
     return Tensor.from_numpy(np.ascontiguousarray(array))
 
 
-def _build_cells(model):
-    """The two graphs: ids to hidden states [T, hidden], and those with the tokens that follow to losses [T]."""
+def _loss_of(model):
+    """The graph from hidden states [T, hidden], with the tokens that follow, to losses [T]."""
     import mindspore as ms
     from mindspore import Tensor, nn, ops
-
-    class Hidden(nn.Cell):
-        """All the model but its head; positions of a call are packed, see QwenForCausalLM."""
-
-        def __init__(self):
-            super().__init__(auto_prefix=False)
-            self.transformer = model.transformer
-
-        def construct(self, ids, lengths, block_tables, slot_mapping, layer_table):
-            # With q_seq_lens every set of kernels reads from the cache what it has just written to it.
-            queries = None if slot_mapping is None else lengths
-            return self.transformer(ids, lengths, lengths, block_tables, slot_mapping, queries, layer_table)
 
     class Loss(nn.Cell):
         """The head and the losses."""
@@ -217,20 +204,11 @@ def _build_cells(model):
             chosen = ops.gather_elements(logits, 1, ops.expand_dims(targets, -1))
             return ops.logsumexp(logits, -1) - ops.reshape(chosen, (-1,))
 
-    def tensor(dtype, *shape):
-        return Tensor(shape=shape, dtype=dtype)
-
-    hidden, loss = Hidden(), Loss()
-    paged = model.config.use_past
-    if paged and model.kernels.jit_config:
-        hidden.set_jit_config(model.kernels.jit_config)
-    tables, slots = (tensor(ms.int32, None, None), tensor(ms.int32, None)) if paged else (None, None)
-    table = None if model.transformer.layer_table is None else tensor(ms.int64, 2)
-    hidden.set_inputs(tensor(ms.int32, None, None), tensor(ms.int32, None), tables, slots, table)
-    loss.set_inputs(tensor(model.kernels.dtype, None, model.config.hidden_size), tensor(ms.int32, None))
-    for cell in (hidden, loss):
-        cell.set_train(False)
-    return hidden, loss
+    loss = Loss()
+    loss.set_inputs(Tensor(shape=(None, model.config.hidden_size), dtype=model.kernels.dtype),
+                    Tensor(shape=(None,), dtype=ms.int32))
+    loss.set_train(False)
+    return loss
 
 
 def table(report):

@@ -8,8 +8,10 @@ brings for it becomes text, with the reason of its end. Chat, batch generation a
         for answer in answers.step():
             print(answer.text, answer.finish_reason)
 """
+import threading
+
 from qwen_mindspore.common.text import shown
-from qwen_mindspore.generate.engine import Request
+from qwen_mindspore.generate.requests import Request
 from qwen_mindspore.text.chatml import ROLES, get_stop_words_ids, write_prompt
 from qwen_mindspore.text.stream import TextStream
 
@@ -21,7 +23,7 @@ def room_of(config):
     return min(config.seq_length, config.cache_blocks * config.block_size)
 
 
-def prompt_of(messages, settings, tokenizer, config, parse_special=False):
+def prompt_of(messages, settings, tokenizer, config, parse_special=False, continue_last=False):
     """
     The prompt that asks for the next message of a conversation.
 
@@ -39,12 +41,13 @@ def prompt_of(messages, settings, tokenizer, config, parse_special=False):
         tokenizer (QwenTokenizer): Gives the ids.
         config (QwenConfig): The model's.
         parse_special (bool): Control tokens that are typed in a text are control tokens. Only for "raw".
+        continue_last (bool): The last message is an assistant's, and the answer goes on with it. Only for ChatML.
 
     Returns:
         list[int]. It may have more ids than the model holds: the engine refuses it then.
 
     Raises:
-        ValueError: What is no such conversation; `parse_special` for ChatML.
+        ValueError: What is no such conversation; `parse_special` for ChatML; nothing to go on with.
     """
     messages = _checked(messages)
     if settings.chat_format == "raw":
@@ -56,7 +59,8 @@ def prompt_of(messages, settings, tokenizer, config, parse_special=False):
         raise ValueError("parse_special: in ChatML what a message says stays text; it is for chat_format raw")
     room = room_of(config)
     length = room - min(settings.max_new_tokens, room // 4)
-    return write_prompt(tokenizer, messages, settings.max_window_size, length)[1]
+    return write_prompt(tokenizer, messages, settings.max_window_size, length,
+                        **({"continue_last": True} if continue_last else {}))[1]
 
 
 def text_of(content, name="content"):
@@ -110,6 +114,7 @@ def with_stop_words(settings, tokenizer):
     """
     Settings with what ends an answer besides their own stop words: `<|endoftext|>`, and in ChatML the control tokens
     that begin and end a message. In "raw" there is nothing else; the reference's chat stops at "Human:" there, too.
+    With `ignore_eos` these end none.
 
     Args:
         settings (GenerationSettings): Any.
@@ -118,38 +123,59 @@ def with_stop_words(settings, tokenizer):
     Returns:
         GenerationSettings.
     """
-    ends = get_stop_words_ids("chatml", tokenizer) if settings.chat_format == "chatml" else []
-    return settings.override(stop_words_ids=[*settings.stop_words_ids, *ends, [tokenizer.eod_id]])
+    ends = [*(get_stop_words_ids("chatml", tokenizer) if settings.chat_format == "chatml" else ()), [tokenizer.eod_id]]
+    if settings.ignore_eos:  # a config names them, too
+        return settings.override(stop_words_ids=[word for word in settings.stop_words_ids if list(word) not in ends])
+    return settings.override(stop_words_ids=[*settings.stop_words_ids, *ends])
 
 
 class Answer:
     """
-    An answer that grows.
+    An answer that grows. Another thread may look at it meanwhile: text is only added, and `finish_reason` comes last.
 
     Args:
         id (Hashable): The request's.
         prompt (Sequence[int]): The request's.
         settings (GenerationSettings): The request's.
         tokenizer (QwenTokenizer): Decodes.
+        strip (bool): Without white space around its text. Default: in ChatML.
 
     Attributes:
         prompt_tokens (int): Of the prompt.
+        cached_tokens (int): Of these, those that were not computed, since they were there already.
         tokens (int): Of the answer so far, those of a stop word included.
-        finish_reason (str): None while it grows; "stop" at a stop word, whether of ids or a string; "length" where
-            `max_new_tokens`, or what the model holds, cut it off; "cancelled"; "error".
+        token_ids (list[int]): They.
+        logprobs (list[Logprob]): How likely they were, where the settings ask.
+        prompt_logprobs (list[Logprob | None]): How likely the prompt's tokens were, where the settings ask.
+        finish_reason (str): None while it grows; "stop" at a stop word, whether of ids or a string, or where a grammar
+            lets nothing follow; "length" where `max_new_tokens`, or what the model holds, cut it off; "cancelled";
+            "error".
+        stop_word (str): The one of the settings' `stop_words` that ended it; None for another end.
         error (Exception): What went wrong, with "error".
     """
 
-    def __init__(self, id, prompt, settings, tokenizer):
-        self.id, self.prompt_tokens, self.tokens = id, len(prompt), 0
+    def __init__(self, id, prompt, settings, tokenizer, strip=None):
+        self.id, self.prompt_tokens, self.cached_tokens = id, len(prompt), 0
+        self.token_ids, self.logprobs, self.prompt_logprobs = [], [], []
         self.finish_reason = self.error = None
-        self._is_chat = settings.chat_format == "chatml"
+        self._strip = settings.chat_format == "chatml" if strip is None else strip
+        self._least = settings.min_new_tokens
         self._stream = TextStream(tokenizer, settings.stop_words, settings.stop_words_ids)
 
     @property
+    def tokens(self):
+        """See the class."""
+        return len(self.token_ids)
+
+    @property
     def text(self):
-        """What there is of it, as far as it is certain: in ChatML without white space around it, in "raw" as it is."""
-        return self._stream.text.strip() if self._is_chat else self._stream.text
+        """What there is of it, as far as it is certain."""
+        return self._stream.text.strip() if self._strip else self._stream.text
+
+    @property
+    def stop_word(self):
+        """See the class."""
+        return self._stream.stop_word
 
     def add(self, output):
         """
@@ -161,9 +187,14 @@ class Answer:
         Returns:
             bool, whether the request must be cancelled: a stop string is complete, which the engine does not know of.
         """
+        self.cached_tokens = output.cached_tokens
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
+        if output.logprob is not None:
+            self.logprobs.append(output.logprob)
         if output.token is not None:
-            self.tokens += 1
-            self._stream.put(output.token)
+            self.token_ids.append(output.token)
+            self._stream.put(output.token, may_stop=self.tokens > self._least)
         reason, self.error = output.finish_reason, output.error
         if reason or self._stream.stopped:
             self._stream.end()
@@ -173,7 +204,8 @@ class Answer:
 
 class Answers:
     """
-    The answers that an engine is at work on.
+    The answers that an engine is at work on. `step` belongs to one thread at a time; `add` and `cancel` may be called
+    from any.
 
     Args:
         engine (Engine): Generates.
@@ -187,13 +219,15 @@ class Answers:
     def __init__(self, engine, tokenizer):
         self.engine, self.tokenizer = engine, tokenizer
         self.active, self.tokens = {}, 0
+        self._owes_step = False  # one that a stop string ended still has its blocks
+        self._lock = threading.Lock()  # an output may come before its answer is entered
 
     @property
     def has_work(self):
-        """Whether there are answers that have not ended."""
-        return bool(self.active)
+        """Whether there is a step to do: of answers that have not ended, or one to give back what others held."""
+        return bool(self.active) or self._owes_step
 
-    def add(self, prompt, settings, id=None):
+    def add(self, prompt, settings, id=None, grammar=None, strip=None):
         """
         Ask for an answer.
 
@@ -201,6 +235,8 @@ class Answers:
             prompt (list[int]): See `prompt_of`.
             settings (GenerationSettings): What else ends an answer is added to them, see `with_stop_words`.
             id (Hashable): Default: the engine gives one.
+            grammar: What may come next, or None; see `engine.Request`.
+            strip (bool): See `Answer`.
 
         Returns:
             Answer, which `step` lets grow.
@@ -209,10 +245,16 @@ class Answers:
             ValueError: See `Engine.add`.
         """
         settings = with_stop_words(settings, self.tokenizer)
-        number = self.engine.add(Request(prompt, settings, id))
-        id = number if id is None else id
-        self.active[id] = answer = Answer(id, prompt, settings, self.tokenizer)
+        answer = Answer(id, prompt, settings, self.tokenizer, strip)
+        with self._lock:
+            number = self.engine.add(Request(prompt, settings, id, grammar))
+            answer.id = number if id is None else id
+            self.active[answer.id] = answer
         return answer
+
+    def cancel(self, id):
+        """End an answer; the next step says so. One that is not there, or has ended, is no error."""
+        self.engine.cancel(id)
 
     def step(self):
         """
@@ -221,17 +263,20 @@ class Answers:
         Returns:
             list[Answer], those that have grown or ended.
         """
-        changed = []
-        for output in self.engine.step():
-            answer = self.active.get(output.id)
-            if answer is None:  # a stop string ended it, and the engine says that it was cancelled
-                continue
-            self.tokens += output.token is not None
-            if answer.add(output):
-                self.engine.cancel(output.id)
-            if answer.finish_reason:
-                del self.active[output.id]
-            changed.append(answer)
+        outputs, changed = self.engine.step(), []
+        with self._lock:
+            self._owes_step = False
+            for output in outputs:
+                answer = self.active.get(output.id)
+                if answer is None:  # a stop string ended it, and the engine says that it was cancelled
+                    continue
+                self.tokens += output.token is not None
+                if answer.add(output):
+                    self.engine.cancel(output.id)
+                    self._owes_step = True
+                if answer.finish_reason:
+                    del self.active[output.id]
+                changed.append(answer)
         return changed
 
     def cancel_all(self):

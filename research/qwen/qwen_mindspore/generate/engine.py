@@ -17,12 +17,9 @@ tokens: prompts in pieces at fixed places, see `piece_size`, answers token by to
 
 Source: Yu et al., Orca (OSDI 2022), iteration-level scheduling; Kwon et al., PagedAttention (arXiv:2309.06180)
 """
-import hashlib
 import itertools
 import threading
 from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -30,48 +27,13 @@ from mindformers.tools.logger import logger
 
 from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.generate.blocks import BlockPool, call_rows, piece_size
-from qwen_mindspore.generate.sampling import as_ids, check_logits, check_prompt, next_token, penalize
-from qwen_mindspore.generate.settings import FROM_1, GenerationSettings
+from qwen_mindspore.generate.choice import Choice, logprobs_of
+from qwen_mindspore.generate.requests import Output, Request, RunningRequest
+from qwen_mindspore.generate.sampling import as_ids, check_prompt
+from qwen_mindspore.generate.settings import FROM_1
+from qwen_mindspore.model.scoring import Scorer
 
 __all__ = ["Engine", "Output", "Request", "Stats"]
-
-
-@dataclass
-class Request:
-    """
-    What to continue, and how.
-
-    Args:
-        prompt (Sequence[int]): Ids.
-        settings (GenerationSettings): `stop_words`, which are text, and what belongs to a conversation are not looked
-            at; all else is.
-        id (Hashable): What outputs name the request by. Default: a number that the engine gives.
-    """
-
-    prompt: Sequence[int]
-    settings: GenerationSettings = field(default_factory=GenerationSettings)
-    id: Hashable = None
-
-
-@dataclass(frozen=True)
-class Output:
-    """
-    What one step brings for one request.
-
-    Args:
-        id (Hashable): The request's.
-        token (int): The next token; None where the request ended without another.
-        finish_reason (str): None while the request goes on. "stop": the answer ends with one of `stop_words_ids`;
-            "length": it has `max_new_tokens`, or there is no room for more; "cancelled"; "error".
-        stop_length (int): How many of the last tokens, this one included, are the stop word.
-        error (Exception): What went wrong, with "error".
-    """
-
-    id: Hashable
-    token: int | None
-    finish_reason: str | None = None
-    stop_length: int = 0
-    error: Exception | None = None
 
 
 class Stats(NamedTuple):
@@ -84,74 +46,6 @@ class Stats(NamedTuple):
     computed_tokens: int  # of prompts, so far
     reused_tokens: int  # of prompts, that were there already
     evictions: int  # requests that had to give their blocks up
-
-
-class _Sequence:
-    """
-    A request on its way.
-
-    Attributes:
-        ids (np.ndarray): int32, the first `length` of which are there: the prompt's `prompt_length`, then the answer's.
-        limit (int): The most that `length` may become.
-        unit (int): How many tokens it shares with others, or none of them: those of a block, or of several.
-        computed (int): How many of them have keys and values in the cache, in `blocks`.
-        blocks (list[int]): Empty while it waits.
-        row (int): In the decoding batch; None outside.
-    """
-
-    def __init__(self, id, settings, prompt, limit, factor, arrival, unit):
-        self.id, self.settings, self.arrival = id, settings, arrival
-        self.ids, self.length, self.prompt_length, self.limit = prompt, len(prompt), len(prompt), limit
-        self.computed, self.blocks, self.row = 0, [], None
-        self.unit = unit
-        # Digests of the full units, each of all that stands up to its end. The keys depend on the NTK factor, too.
-        self.chain = [b"%d" % factor]
-        self.uniform = np.random.RandomState(settings.seed).random_sample if settings.draws else None
-
-    def digest(self, index, block_size):
-        """What block `index` is known by: its unit, all of whose tokens are known, and its place there."""
-        unit, place = divmod(index * block_size, self.unit)
-        while len(self.chain) <= unit + 1:
-            start = (len(self.chain) - 1) * self.unit
-            self.chain.append(hashlib.sha256(self.chain[-1] + self.ids[start:start + self.unit].tobytes()).digest())
-        return self.chain[unit + 1], place
-
-    def choose(self, logits):
-        """
-        The next token by its logits [vocab_size], which are altered.
-
-        Raises:
-            FloatingPointError: They are not finite.
-            ValueError: No token can be chosen by these settings.
-        """
-        settings, name = self.settings, f"request {self.id!r}"
-        place = f"token {self.length - self.prompt_length + 1} of the answer"
-        check_logits(logits, name, place)
-        try:
-            if settings.repetition_penalty != 1.0:
-                logits = penalize(logits, self.ids[:self.length], settings.repetition_penalty)
-            return next_token(logits, settings, self.uniform, name, place)
-        except (LookupError, TypeError) as error:  # of this request alone: others go on
-            raise ValueError(f"{name}: no token to choose at {place} by {settings}: {error}") from error
-
-    def append(self, token):
-        """Add a token; the Output that says so."""
-        if self.length == len(self.ids):
-            self.ids = np.concatenate([self.ids, np.empty(self.limit - self.length, np.int32)])
-        self.ids[self.length] = token
-        self.length += 1
-        stop_length = self._stop_length(token)
-        reason = "stop" if stop_length else "length" if self.length == self.limit else None
-        return Output(self.id, token, reason, stop_length)
-
-    def _stop_length(self, token):
-        """The length of the longest stop word that the answer ends with; 0 for none."""
-        answered, longest = self.length - self.prompt_length, 0
-        for word in self.settings.stop_words_ids:
-            if (word[-1] == token and longest < len(word) <= answered
-                    and tuple(self.ids[self.length - len(word):self.length]) == word):
-                longest = len(word)
-        return longest
 
 
 class Engine:
@@ -191,6 +85,7 @@ class Engine:
         self.waiting, self.prefilling, self.decoding = deque(), [], []
         self.arrivals, self.numbers = itertools.count(), itertools.count()
         self.was_prefill = False  # the last step
+        self.scorer = None
         self.computed_tokens = self.reused_tokens = self.evictions = 0
         # By row of the decoding batch: the last token, which is not computed yet; the tokens with it; the blocks.
         self.tokens = np.zeros(self.max_batch, np.int32)
@@ -219,8 +114,9 @@ class Engine:
                 id = next(number for number in self.numbers if number not in self.sequences)
             elif id in self.sequences:
                 raise ValueError(f"id {id!r}: a request of that id has not ended yet")
-            sequence = _Sequence(id, request.settings, prompt.astype(np.int32), limit, factor, next(self.arrivals),
-                                 self.piece or self.block_size)
+            choice = Choice(request.settings, self.config.vocab_size, request.grammar)
+            sequence = RunningRequest(id, request.settings, prompt.astype(np.int32), limit, factor, next(self.arrivals),
+                                 self.piece or self.block_size, choice)
             self.sequences[id] = sequence
             self.waiting.append(sequence)
         return id
@@ -328,6 +224,8 @@ class Engine:
     def _schedule(self, sequence, room, work):
         """Add up to `room` tokens of a prompt to the work, with an 8-bit cache a whole piece or none; how many."""
         count = self._prefill_end(sequence) - sequence.computed
+        if work and (sequence.is_scored or work[0][0].is_scored):  # by a call of its own
+            return 0
         if self.piece:
             count = min(count, self.piece - sequence.computed % self.piece)
             fits = not work or (count <= room and (count == 1) == (work[0][1] == 1))  # see `call_rows`
@@ -358,11 +256,15 @@ class Engine:
         sequence.blocks = shared + [self.pool.take() for _ in range(count - len(shared))]
         sequence.computed = len(shared) * self.block_size
         self.reused_tokens += sequence.computed
+        if sequence.cached is None:
+            sequence.cached = sequence.computed
         return True
 
     def _published(self, sequence):
         """The blocks of the units that a sequence begins with, as far as they are published."""
         blocks, size = [], sequence.unit // self.block_size
+        if sequence.is_scored:
+            return blocks
         for unit in range((self._prefill_end(sequence) - 1) // sequence.unit):  # the last token must be computed
             found = [self.pool.published.get(sequence.digest(unit * size + i, self.block_size)) for i in range(size)]
             if None in found:
@@ -390,6 +292,8 @@ class Engine:
     def _prefill(self, work):
         """Logits [B, vocab_size] behind the tokens of the work, and of rows that fill it up."""
         self.computed_tokens += sum(count for _, count in work)
+        if work[0][0].is_scored:
+            return self._score(*work[0])
         if self.piece:
             work = [work[row] for row in call_rows([count for _, count in work])]
         sequences, queries = zip(*work)
@@ -399,6 +303,21 @@ class Engine:
             tables[row, :len(sequence.blocks)] = sequence.blocks
         return self.model.prefill(ids, np.array(queries), np.array([s.computed + count for s, count in work]),
                                   np.array([s.prompt_length for s in sequences]), tables)
+
+    def _score(self, sequence, count):
+        """Logits [1, vocab_size] behind the next tokens of a prompt, all of whose log probabilities are wanted."""
+        if self.scorer is None or self.scorer.parts != self.model.parts:
+            self.scorer = Scorer(self.model)
+        start, end = sequence.computed, sequence.computed + count
+        rows = len(call_rows([count])) if self.piece else 1
+        tables = np.full((rows, self.tables.shape[1]), -1, np.int32)
+        tables[:, :len(sequence.blocks)] = sequence.blocks
+        hidden = self.scorer.prefill(np.tile(sequence.ids[start:end], rows), *(
+            np.full(rows, number) for number in (count, end, sequence.prompt_length)), tables)[:count]
+        targets = sequence.ids[start + 1:min(end + 1, sequence.prompt_length)]
+        for some, logits in self.scorer.chunks(hidden[:len(targets)]):
+            sequence.scores += logprobs_of(logits, targets[some], sequence.settings.prompt_logprobs)
+        return self.scorer.logits(hidden[-1:])
 
     def _decode(self):
         """Logits [B, vocab_size] behind the last token of every row, and of rows that fill the batch up."""
@@ -418,8 +337,8 @@ class Engine:
     def _advance(self, sequence, logits):
         """Choose the next token of a sequence that is computed; the Output."""
         try:
-            output = sequence.append(sequence.choose(logits))
-        except (ArithmeticError, ValueError) as error:
+            output = sequence.append(*sequence.choose(logits))
+        except Exception as error:  # of this request alone, its grammar's among them: others go on
             return self._end(sequence, error)
         if output.finish_reason:
             self._leave(sequence)
@@ -445,7 +364,8 @@ class Engine:
         else:
             self.waiting.remove(sequence)
         del self.sequences[sequence.id]
-        return Output(sequence.id, None, "error" if error else "cancelled", error=error)
+        return Output(sequence.id, None, "error" if error else "cancelled", error=error,
+                      cached_tokens=sequence.cached or 0)
 
     def _put_back(self, sequence):
         """Take a sequence's blocks; it waits, before all younger ones, and is computed again."""
@@ -456,6 +376,8 @@ class Engine:
         """Take a sequence's blocks and its place."""
         self.pool.release(sequence.blocks)
         sequence.blocks, sequence.computed = [], 0
+        if sequence.is_scored:
+            sequence.scores = [None]
         if sequence.row is None:
             self.prefilling.remove(sequence)
             return

@@ -65,13 +65,13 @@ def check_logits(logits, name, place=""):
 
 def sample(logits, settings, uniform, name="the prompt", place=""):
     """
-    Draw a token: softmax of logits / temperature, cut to the `top_k` likeliest tokens, then to the fewest likeliest
-    ones that hold `top_p` of what is left.
+    Draw a token: softmax of logits / temperature, cut to the tokens that are at least `min_p` times as likely as the
+    likeliest, then to the `top_k` likeliest, then to the fewest likeliest ones that hold `top_p` of what is left.
 
     Args:
         logits (np.ndarray): [vocab_size] float32 or float64.
         settings (GenerationSettings or GenerationConfig): `temperature` above 0, `top_k` (0 or None: off), `top_p` (1
-            or None: off).
+            or None: off), and, where it has one, `min_p` (0: off).
         uniform (float): A random number from [0, 1).
         name, place (str): Whose logits they are, and where, for the error.
 
@@ -81,7 +81,8 @@ def sample(logits, settings, uniform, name="the prompt", place=""):
     Raises:
         FloatingPointError: See `check_finite`.
 
-    Source: Fan et al., arXiv:1805.04833 (top-k); Holtzman et al., arXiv:1904.09751 (top-p)
+    Source: Fan et al., arXiv:1805.04833 (top-k); Holtzman et al., arXiv:1904.09751 (top-p); Nguyen et al.,
+    arXiv:2407.01082 (min-p)
     """
     temperature = 1.0 if settings.temperature is None else settings.temperature
     top_k, top_p = settings.top_k or len(logits), settings.top_p or 1.0
@@ -91,6 +92,8 @@ def sample(logits, settings, uniform, name="the prompt", place=""):
     if temperature != 1.0:
         _divide(distances, temperature)
     weights = np.exp(distances, out=distances).astype(np.float32, copy=False)
+    if getattr(settings, "min_p", None):
+        weights[weights < settings.min_p] = 0  # the likeliest has weight 1
     if top_k < len(logits):
         kept = _largest(weights, top_k)
         return _draw(kept, weights[kept], top_p, uniform)

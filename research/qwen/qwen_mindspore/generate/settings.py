@@ -19,6 +19,7 @@ from qwen_mindspore.common.kinds import (
     COUNT_OR_0,
     FLAG,
     NOT_NEGATIVE,
+    NUMBER,
     POSITIVE,
     SHARE,
     TEXT,
@@ -71,6 +72,13 @@ def _ends(value):
     return tuple(token for token in ids if token != NO_TOKEN)
 
 
+def _biases(value):
+    """Pairs of an id and what is added to its logit, from a dict or from pairs."""
+    pairs = value.items() if isinstance(value, dict) else _list(value, tuple)
+    return tuple((FROM_0.read(int(token) if isinstance(token, str) else token), float(BIAS.read(bias)))
+                 for token, bias in pairs)
+
+
 def _integer(kind, lowest):
     """Integers of a call, however large: a length may say that there is no limit."""
     return unquoted(Kind(kind.expected, integer(lowest, math.inf)))
@@ -80,8 +88,23 @@ def _float(expected, kind, advice):
     return advised(Kind(expected, lambda value: float(unquoted(kind).read(value))), advice)
 
 
+def _optional_count(what):
+    return unquoted(Kind(f"an integer from 0, {what}", integer(0), optional=True))
+
+
+def _within(lowest, highest):
+    """Numbers of a range, both of its ends among them."""
+    def read(value):
+        number = NUMBER.read(value)
+        require(lowest <= number <= highest)
+        return float(number)
+
+    return unquoted(Kind(f"a number from {lowest} to {highest}", read))
+
+
 FROM_0, FROM_1, FROM_NO_TOKEN = _integer(COUNT_OR_0, 0), _integer(COUNT, 1), _integer(TOKEN_ID, NO_TOKEN)
 BOOLEAN = Kind("True or False", _boolean)
+PENALTY, BIAS = _within(-2, 2), _within(-100, 100)  # OpenAI's ranges
 SAMPLING = {
     # 0 is as good, see GenerationSettings.
     "temperature": _float("a number above 0", NOT_NEGATIVE, ", and 0 takes the likeliest token"),
@@ -91,15 +114,24 @@ SAMPLING = {
 }
 ALLOWED = {
     **SAMPLING,
+    "min_p": _within(0, 1),
+    "presence_penalty": PENALTY,
+    "frequency_penalty": PENALTY,
+    "logit_bias": Kind("{id: a number from -100 to 100}", _biases),
     "max_new_tokens": FROM_1,
+    "min_new_tokens": FROM_0,
+    "ignore_eos": BOOLEAN,
     "do_sample": BOOLEAN,
     "stop_words_ids": Kind("a list of lists of ids, none empty", lambda value: _list(value, _ids)),
     "stop_words": Kind("a list of strings, none empty", lambda value: _list(value, _word)),
     "seed": unquoted(Kind("an integer from 0 to 2**32 - 1", integer(0, 2**32 - 1), optional=True)),
     "chat_format": Kind("'raw' or 'chatml'", CHAT_FORMAT.read),
     "max_window_size": FROM_1,
+    "logprobs": _optional_count("how many likely tokens to tell beside the chosen one"),
+    "prompt_logprobs": _optional_count("how many likely tokens to tell beside the prompt's"),
     "eos_token_id": Kind(f"an id or a list of ids ({NO_TOKEN}: none)", _ends),
 }
+OF_A_REQUEST = ("logprobs", "prompt_logprobs", "logit_bias", "ignore_eos")  # no file has them for all answers
 # In a file and in a row, where a boolean may be written as YAML has it.
 IN_FILES = {**ALLOWED, "do_sample": Kind(BOOLEAN.expected, FLAG.read)}
 TEXTS = ("stop_words", "chat_format")  # what stands in a file as text is the value
@@ -138,6 +170,15 @@ class GenerationSettings:
         top_p (float): Draw from the fewest likeliest tokens that hold so much of the probability; 1 is off.
         repetition_penalty (float): Logits of tokens that are in the prompt or the answer are divided by it, or, below
             zero, multiplied; 1 is off.
+        min_p (float): Draw from the tokens that are at least so likely as this share of the likeliest; 0 is off.
+        presence_penalty (float): Taken from the logits of tokens that are in the answer; 0 is off.
+        frequency_penalty (float): Taken from the logit of a token as often as it is in the answer; 0 is off.
+        logit_bias (dict[int, float]): Added to the logits of these ids; kept as pairs.
+        min_new_tokens (int): Before so many tokens nothing ends the answer.
+        ignore_eos (bool): The ids that the model ends its answers with end none; stop words do.
+        logprobs (int): With each token its log probability is told, and so many of the likeliest tokens with theirs.
+            None: nothing.
+        prompt_logprobs (int): The same of the prompt's tokens.
         stop_words_ids (Sequence[Sequence[int]]): Sequences of ids that end the answer and are cut off it.
         stop_words (Sequence[str]): Strings that do so, wherever tokens begin and end.
         seed (int): Same seed, same answer. None: each answer is drawn anew.
@@ -154,6 +195,14 @@ class GenerationSettings:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     stop_words_ids: tuple[tuple[int, ...], ...] = ()
     stop_words: tuple[str, ...] = ()
     seed: int | None = None
@@ -252,6 +301,6 @@ def _read(path):
     tell_of_unavailable(path, content, ALLOWED)
     try:
         return {name: read_as(kind, name, from_text(name, content[name])) for name, kind in IN_FILES.items()
-                if content.get(name) is not None}
+                if name not in OF_A_REQUEST and content.get(name) is not None}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

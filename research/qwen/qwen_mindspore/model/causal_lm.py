@@ -22,12 +22,12 @@ from qwen_mindspore.model.graph import QwenModel
 from qwen_mindspore.model.linear import Linear, QuantLinear, build_linear
 from qwen_mindspore.model.load import load_weights, prepare_weights
 
-__all__ = ["CausalLM"]
+__all__ = ["CausalLM", "one_at_a_time"]
 
 _CALLS = threading.RLock()  # MindSpore hangs for ever where two threads run graphs, also of two models
 
 
-def _one_at_a_time(method):
+def one_at_a_time(method):
     """One call at a time in the whole process."""
     @functools.wraps(method)
     def call(*args, **kwargs):
@@ -102,7 +102,7 @@ class CausalLM(PreTrainedModel):
         self.load_checkpoint(config)
         self.collect()
 
-    @_one_at_a_time
+    @one_at_a_time
     def __call__(self, input_ids, labels=None, batch_valid_length=None, block_tables=None, slot_mapping=None,
                  prompt_lengths=None, q_seq_lens=None):
         """
@@ -209,15 +209,26 @@ class CausalLM(PreTrainedModel):
         Returns:
             np.ndarray, logits [B, vocab_size] of each sequence's last token.
         """
+        is_whole = self.kernels.faster_whole_prefill and np.array_equal(queries, lengths)
+        ids, lengths, prompt_lengths, tables, slots, q_seq_lens = self.prefill_inputs(
+            ids, queries, lengths, prompt_lengths, block_tables)
+        return self(ids, batch_valid_length=lengths, block_tables=tables, slot_mapping=slots,
+                    prompt_lengths=prompt_lengths, q_seq_lens=None if is_whole else q_seq_lens).asnumpy()
+
+    def prefill_inputs(self, ids, queries, lengths, prompt_lengths, block_tables):
+        """
+        What a graph takes of the arguments of `prefill`; chooses the graphs of prefill.
+
+        Returns:
+            tuple of int32 Tensors: input_ids [1, T], batch_valid_length, prompt_lengths, block_tables, slot_mapping and
+            q_seq_lens.
+        """
         self._enter("prefill", is_first_iteration=True)
         rows = np.repeat(np.arange(len(queries)), queries)
         positions = np.arange(len(ids)) + np.repeat(lengths - np.cumsum(queries), queries)
         slots = self._slots(block_tables, rows, positions)
-        is_whole = self.kernels.faster_whole_prefill and np.array_equal(queries, lengths)
-        return self(_int32(ids[None]), batch_valid_length=_int32(lengths),
-                    block_tables=_int32(self._narrowed(block_tables, lengths)), slot_mapping=_int32(slots),
-                    prompt_lengths=_int32(prompt_lengths),
-                    q_seq_lens=None if is_whole else _int32(queries)).asnumpy()
+        tables = self._narrowed(block_tables, lengths)
+        return tuple(map(_int32, (ids[None], lengths, prompt_lengths, tables, slots, queries)))
 
     def decode(self, ids, lengths, block_tables):
         """

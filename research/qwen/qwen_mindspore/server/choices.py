@@ -166,24 +166,23 @@ class Job:
         self.event, self.choices, self.is_gone = asyncio.Event(), [], False
         self._prompts, self._max_tokens, self._reported = [], 0, False  # [(its tokens, its first choice)]
 
-    def add(self, prompt, settings, n, grammars=None, strip=None, offset=0, all_tokens=False):
+    def add(self, prompt, settings, grammars, strip=None, offset=0, all_tokens=False):
         """
-        Ask for `n` answers to one prompt.
+        Ask for answers to one prompt.
 
         Args:
             prompt (list[int]): Ids.
             settings (GenerationSettings): Of the first answer; the others have the next seeds.
-            grammars (Callable[[], grammar]): Makes one for each answer.
+            grammars (list): One for each answer, or None.
             strip: See `Answers.add`.
             offset, all_tokens: See `Choice`.
 
         Raises:
             ApiError: The engine refuses it.
         """
-        for index in range(n):
+        for index, grammar in enumerate(grammars):
             try:
-                ticket = self.service.runner.submit(prompt, with_seed(settings, index), grammars and grammars(), strip,
-                                                    self.event)
+                ticket = self.service.runner.submit(prompt, with_seed(settings, index), grammar, strip, self.event)
             except ValueError as error:
                 raise invalid(str(error), "messages" if self.endpoint == "chat" else "prompt") from None
             except RuntimeError as error:
