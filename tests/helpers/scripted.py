@@ -140,7 +140,7 @@ def logprob_of(token, count):
 
 @contextlib.contextmanager
 def scripted_service(tokenizer, engine, loop, settings=None, **changes):
-    """A Service, ready, over a scripted engine, whose thread ends with the block; `changes` are fields of it."""
+    """A Service, ready, over an engine, mostly a scripted one; its thread ends with the block. `changes` are fields."""
     runner = Runner(Answers(engine, tokenizer), loop).start()
     chat_format = "chatml" if changes.get("chat", True) else "raw"
     settings = settings or GenerationSettings(chat_format=chat_format, max_new_tokens=100)
@@ -149,5 +149,6 @@ def scripted_service(tokenizer, engine, loop, settings=None, **changes):
     try:
         yield service
     finally:
-        engine.hold.set()
+        if hasattr(engine, "hold"):
+            engine.hold.set()
         runner.stop(10)

@@ -3,8 +3,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.scripted import ScriptedEngine
-from helpers.stand_in import Settings
 from qwen_mindspore import __version__
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.app import create_app
 from qwen_mindspore.server.metrics import Metrics
 from qwen_mindspore.server.service import Service
@@ -28,8 +28,9 @@ def tokenizer(tiny_hf):
 @pytest.fixture(scope="module")
 def service(tokenizer):
     engine = ScriptedEngine("Hello!", room=300)
-    return Service("org/qwen-test", tokenizer, engine.config, Settings(chat_format="chatml", do_sample=True, top_k=5),
-                   runner=Runner(engine), metrics=Metrics("org/qwen-test"), created=1700000000)
+    settings = GenerationSettings(chat_format="chatml", do_sample=True, top_k=5)
+    return Service("org/qwen-test", tokenizer, engine.config, settings, runner=Runner(engine),
+                   metrics=Metrics("org/qwen-test"), created=1700000000)
 
 
 @pytest.fixture

@@ -120,8 +120,10 @@ def _logprobs_of(scored):
     """The `logprobs` of completions. A token that was not among the likeliest stands with them."""
     tops = []
     for one in scored:
-        tops.append(None if one.logprob is None else
-                    {_name(data): logprob for data, logprob in [*one.top, (one.data, one.logprob)]})
+        told = {}
+        for data, logprob in [*one.top, (one.data, one.logprob)]:
+            told.setdefault(_name(data), logprob)  # the likeliest, where ids have one name
+        tops.append(told if one.logprob is not None else None)
     return {"tokens": [_name(one.data) for one in scored], "token_logprobs": [one.logprob for one in scored],
             "top_logprobs": tops, "text_offset": [one.offset for one in scored]}
 

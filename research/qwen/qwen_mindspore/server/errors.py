@@ -57,7 +57,7 @@ def too_long(prompt_tokens, room, param):
 
 def overloaded(message, seconds=1):
     """The ApiError of a full queue (429), and when to come again."""
-    return ApiError(429, message, code="queue_full", headers={"Retry-After": str(max(1, round(seconds)))})
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": str(min(max(1, round(seconds)), 60))})
 
 
 def unavailable(message, seconds=1, code=None):

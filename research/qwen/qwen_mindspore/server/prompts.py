@@ -199,8 +199,17 @@ async def grammars_of(service, count, response_format=None, prompt=None):
             try:
                 return await asyncio.to_thread(lambda make=make: [make() for _ in range(count)])
             except ValueError as error:
-                raise invalid(f"{param}: {error}", param) from None
+                raise _refused(str(error), param, prompt) from None
     return [None] * count
+
+
+def _refused(message, param, prompt):
+    """The ApiError of a grammar that can't be had: its message may name a field, by the newer name."""
+    field, colon, rest = message.partition(": ")
+    if colon and field in ("tools", "tool_choice"):
+        return invalid(f"{param if field == 'tools' else prompt.param}: {rest}",
+                       param if field == "tools" else prompt.param)
+    return invalid(f"{param}: {message}", param)
 
 
 def _tool_grammar(service, prompt):
