@@ -136,8 +136,8 @@ def test_openais_columns_are_understood(answer, tokenizer, name, value, setting,
 @pytest.mark.parametrize("row, said", [
     ({"n": 2}, "n: not implemented, expected 1 or nothing, found 2"), ({"logprobs": 5}, "logprobs: not implemented"),
     ({"logprobs": True}, "logprobs: not implemented"), ({"n": "2"}, "n: not implemented"),
-    ({"tools": [{"type": "function"}]}, "tools: not implemented"), ({"logit_bias": {"5": 1}}, "logit_bias: not"),
-    ({"presence_penalty": 0.5}, "presence_penalty: not implemented"), ({"best_of": 3}, "best_of: not implemented"),
+    ({"tools": [{"type": "function"}]}, "tools: not implemented"), ({"logit_bias": {"x": 1}}, "logit_bias: exp"),
+    ({"presence_penalty": 3}, "presence_penalty: expected a number"), ({"best_of": 3}, "best_of: not implemented"),
     ({"response_format": {"type": "json_object"}}, "response_format: not implemented"),
     ({"max_tokens": 5, "max_new_tokens": 6}, "max_new_tokens and max_tokens: they mean the same, and differ"),
     ({"stop": "a", "stop_words": "b"}, "stop_words and stop: they mean the same, and differ"),
@@ -152,8 +152,8 @@ def test_openais_columns_are_understood(answer, tokenizer, name, value, setting,
     ({"stop_words_ids": [5]}, "stop_words_ids: expected"), ({"max_window_size": 0}, "max_window_size: expected"),
     ({"num_beams": 3}, "num_beams: not implemented, expected 1 or"),
     ({"num_return_sequences": "3"}, "num_return_sequences: not implemented"), ({"typical_p": 0.5}, "typical_p: not"),
-    ({"max_length": 100}, "max_length: not implemented, expected nothing"), ({"min_tokens": 3}, "min_tokens: not"),
-    ({"ignore_eos": True}, "ignore_eos: not implemented"), ({"penalty_alpha": 0.6}, "penalty_alpha: not implemented")])
+    ({"max_length": 100}, "max_length: not implemented, expected nothing"), ({"min_tokens": -1}, "min_tokens: exp"),
+    ({"ignore_eos": "perhaps"}, "ignore_eos: expected"), ({"penalty_alpha": 0.6}, "penalty_alpha: not implemented")])
 def test_what_a_row_asks_for_and_can_not_have_is_its_error(error, row, said):
     assert said in error({"prompt": "a", **row})
 
@@ -174,6 +174,14 @@ def test_a_row_may_have_a_form_and_a_window_of_its_own(answer, tokenizer):
     assert prompt_of(answer, tokenizer, {"prompt": "Hi", "chat_format": "raw"}, settings=CHAT).prompt == list(b"Hi")
     row = {"query": "Hi", "history": [["a" * 100, "b" * 100], ["c", "d"]], "max_window_size": "150"}
     assert prompt_of(answer, tokenizer, row, settings=CHAT).prompt == make_context(tokenizer, "Hi", [("c", "d")])[1]
+
+
+@pytest.mark.parametrize("name, value, setting, expected", [
+    ("min_p", "0.1", "min_p", 0.1), ("min_tokens", 3.0, "min_new_tokens", 3), ("ignore_eos", "yes", "ignore_eos", True),
+    ("presence_penalty", 0.5, "presence_penalty", 0.5), ("frequency_penalty", "-1", "frequency_penalty", -1.0),
+    ("logit_bias", '{"5": 1}', "logit_bias", ((5, 1.0),)), ("logit_bias", {}, "logit_bias", ())])
+def test_what_a_request_may_ask_for_a_row_may(answer, tokenizer, name, value, setting, expected):
+    assert getattr(prompt_of(answer, tokenizer, {"prompt": "x", name: value}).settings, setting) == expected
 
 
 @pytest.mark.parametrize("value, meant", [("no", False), ("off", False), ("Yes", True), ("1", True), (0, False)])

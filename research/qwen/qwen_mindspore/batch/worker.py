@@ -18,18 +18,19 @@ __all__ = ["Result", "RowOptions", "Worker", "answer_all"]
 # Columns that are settings -> their names here; OpenAI's among them.
 OVERRIDES = {**{name: name for name in ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
                                         "repetition_penalty", "seed", "stop_words", "stop_words_ids", "chat_format",
-                                        "max_window_size", "eos_token_id")},
-             "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "stop": "stop_words"}
+                                        "max_window_size", "eos_token_id", "min_p", "min_new_tokens", "ignore_eos",
+                                        "presence_penalty", "frequency_penalty", "logit_bias")},
+             "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "min_tokens": "min_new_tokens",
+             "stop": "stop_words"}
 # transformers' and vLLM's columns that no data have but for an answer.
-OF_OTHERS = ("num_beams", "num_beam_groups", "num_return_sequences", "min_length", "min_new_tokens", "min_tokens",
-             "max_length", "ignore_eos", "min_p", "typical_p", "top_a", "epsilon_cutoff", "eta_cutoff",
-             "penalty_alpha", "diversity_penalty", "length_penalty", "no_repeat_ngram_size",
-             "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids", "force_words_ids",
-             "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias",
-             "stop_strings", "guidance_scale", "prompt_logprobs")
+OF_OTHERS = ("num_beams", "num_beam_groups", "num_return_sequences", "min_length", "max_length", "typical_p", "top_a",
+             "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "diversity_penalty", "length_penalty",
+             "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids",
+             "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id",
+             "forced_eos_token_id", "sequence_bias", "stop_strings", "guidance_scale", "prompt_logprobs")
 # Columns that ask for what there is not -> the values that don't; OpenAI's first.
-REFUSED = {"n": (1,), "best_of": (1,), "logprobs": (False, 0), "top_logprobs": (0,), "presence_penalty": (0,),
-           "frequency_penalty": (0,), "logit_bias": ({},), "tools": ([],), "functions": ([],), "tool_choice": ("none",),
+REFUSED = {"n": (1,), "best_of": (1,), "logprobs": (False, 0), "top_logprobs": (0,),
+           "tools": ([],), "functions": ([],), "tool_choice": ("none",),
            "function_call": ("none",), "response_format": ({"type": "text"},), "suffix": ("",), "echo": (False,),
            **{name: NEUTRAL.get(name, (False, 0)) for name in OF_OTHERS},
            "num_return_sequences": (1,), "max_length": ()}

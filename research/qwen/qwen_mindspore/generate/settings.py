@@ -133,7 +133,7 @@ ALLOWED = {
 }
 OF_A_REQUEST = ("logprobs", "prompt_logprobs", "logit_bias", "ignore_eos")  # no file has them for all answers
 # In a file and in a row, where a boolean may be written as YAML has it.
-IN_FILES = {**ALLOWED, "do_sample": Kind(BOOLEAN.expected, FLAG.read)}
+IN_FILES = {name: Kind(kind.expected, FLAG.read) if kind is BOOLEAN else kind for name, kind in ALLOWED.items()}
 TEXTS = ("stop_words", "chat_format")  # what stands in a file as text is the value
 
 
