@@ -120,8 +120,8 @@ def size_model(args, config):
     most = args.batch_size * length
     wanted = args.cache_tokens or max(length, args.batch_size * 1024)
     if wanted < length:
-        raise ValueError(f"--cache_tokens: expected at least seq_length, {length}: an answer and its prompt may be that "
-                         f"long; found {wanted}")
+        raise ValueError(f"--cache_tokens: expected at least seq_length, {length}: an answer and its prompt may be "
+                         f"that long; found {wanted}")
     model_config.num_blocks = -(-min(wanted, most) // block)
 
 
