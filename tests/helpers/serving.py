@@ -40,7 +40,7 @@ class Running:
         return self.client.post(path, json=content, **options)
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=30):
     """Wait until something is so; AssertionError where it doesn't come true. Returns what it was."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -209,7 +209,7 @@ class Runner:
         """Wait for work; False when there is to be none any more."""
         with self._condition:
             # The engine has work of an answer that a stop string has ended, until it hears of it.
-            while not self._is_stopping and not self.answers.has_work and not self.engine.has_work:
+            while not self._is_stopping and not self.answers.has_work:
                 self._condition.wait()
             return not self._is_stopping
 
