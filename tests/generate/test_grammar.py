@@ -202,6 +202,22 @@ class TestTools:
         assert (closed["$defs"]["x"].get("additionalProperties") is False) == is_closed
 
 
+    @pytest.mark.parametrize("by_reference", [False, True])
+    @pytest.mark.parametrize("keyword, first, second, are_closed", [
+        ("anyOf", {}, {}, True), ("oneOf", {}, {}, False),
+        ("oneOf", {"kind": {"const": "a"}}, {"kind": {"const": "b"}}, True),
+        ("oneOf", {"kind": {"const": "a"}}, {"kind": {"const": "a"}}, False),
+        ("oneOf", {"kind": {"const": "a"}}, {"sort": {"const": "b"}}, False)])
+    def test_objects_to_choose_from_are_closed_where_no_two_can_fit(
+            self, keyword, first, second, are_closed, by_reference):
+        parts = {name: {"properties": {**tag, name: {}}, "required": list(tag)}
+                 for name, tag in (("x", first), ("y", second))}
+        use = [{"$ref": f"#/$defs/{name}"} for name in parts] if by_reference else list(parts.values())
+        schema = parameters_schema({"properties": {"a": {keyword: use}}, "$defs": parts if by_reference else {}})
+        found = list(schema["$defs"].values()) if by_reference else schema["properties"]["a"][keyword]
+        assert [part.get("additionalProperties") is False for part in found] == [are_closed] * 2
+
+
 class TestSchemas:
     @pytest.mark.parametrize("seed", range(100, 112))
     def test_any_draw_fits(self, any_vocabulary, seed):

@@ -17,7 +17,7 @@ from qwen_mindspore.server.errors import install_handlers
 __all__ = ["Api", "events_of", "served", "until"]
 
 
-def until(condition, seconds=5):
+def until(condition, seconds=30):
     """Wait till something is so."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -11,7 +11,8 @@ import time
 import httpx
 import uvicorn
 
-from helpers.stand_in import Answers, Settings
+from qwen_mindspore.generate.answers import Answers
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.address import bind, url_of
 from qwen_mindspore.server.app import create_app
 from qwen_mindspore.server.lifecycle import Server
@@ -39,7 +40,7 @@ class Running:
         return self.client.post(path, json=content, **options)
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=30):
     """Wait until something is so; AssertionError where it doesn't come true. Returns what it was."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -62,7 +63,7 @@ def serving(tokenizer, engine, load=None, is_ready=True, routes=(), drain_second
         options: Of `create_app`.
     """
     fields = {"metrics": Metrics("qwen-test"), **(service_options or {})}
-    settings = Settings(chat_format="chatml" if fields.get("chat", True) else "raw", max_new_tokens=100)
+    settings = GenerationSettings(chat_format="chatml" if fields.get("chat", True) else "raw", max_new_tokens=100)
     service = Service("qwen-test", tokenizer, engine.config, settings, **fields)
     app = create_app(service, **options)
     for router in routes:

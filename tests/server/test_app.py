@@ -5,7 +5,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.scripted import ScriptedEngine
-from helpers.stand_in import Settings
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.app import CSP, PUBLIC, create_app
 from qwen_mindspore.server.metrics import Metrics
 from qwen_mindspore.server.service import Limits, Service
@@ -24,8 +24,8 @@ def build(tmp_path):
 
     def client(limits=None, **options):
         engine = ScriptedEngine("Hello!")
-        service = Service("qwen-test", None, engine.config, Settings(chat_format="chatml"), limits=limits or Limits(),
-                          metrics=Metrics("qwen-test"), runner=Runner(engine), state="ready")
+        service = Service("qwen-test", None, engine.config, GenerationSettings(chat_format="chatml"),
+                          limits=limits or Limits(), metrics=Metrics("qwen-test"), runner=Runner(engine), state="ready")
         return TestClient(create_app(service, page=page, **options), raise_server_exceptions=False)
 
     return client

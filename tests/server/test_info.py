@@ -3,8 +3,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.scripted import ScriptedEngine
-from helpers.stand_in import Settings
 from qwen_mindspore import __version__
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.app import create_app
 from qwen_mindspore.server.metrics import Metrics
 from qwen_mindspore.server.service import Service
@@ -28,8 +28,9 @@ def tokenizer(tiny_hf):
 @pytest.fixture(scope="module")
 def service(tokenizer):
     engine = ScriptedEngine("Hello!", room=300)
-    return Service("org/qwen-test", tokenizer, engine.config, Settings(chat_format="chatml", do_sample=True, top_k=5),
-                   runner=Runner(engine), metrics=Metrics("org/qwen-test"), created=1700000000)
+    settings = GenerationSettings(chat_format="chatml", do_sample=True, top_k=5)
+    return Service("org/qwen-test", tokenizer, engine.config, settings, runner=Runner(engine),
+                   metrics=Metrics("org/qwen-test"), created=1700000000)
 
 
 @pytest.fixture
@@ -86,7 +87,9 @@ def test_the_one_model_has_a_card(client):
     card, = listed["data"]
     assert listed["object"] == "list" and card == client.get("/v1/models/org/qwen-test").json()
     assert card["id"] == "org/qwen-test" and card["object"] == "model" and card["created"] == 1700000000
-    assert card["max_model_len"] == 300 and card["defaults"]["top_k"] == 5 and card["defaults"]["temperature"] == 1.0
+    assert card["max_model_len"] == 300 and card["defaults"] == {
+        "max_tokens": 512, "temperature": 1.0, "top_p": 1.0, "top_k": 5, "min_p": 0.0, "repetition_penalty": 1.0,
+        "presence_penalty": 0.0, "frequency_penalty": 0.0, "seed": None}
 
 
 def test_another_model_is_not_found_in_openais_shape(client):
@@ -120,8 +123,15 @@ def test_a_text_as_llama_cpp_tokenizes_it(client):
 
 
 def test_control_tokens_stay_text_unless_they_are_asked_for(client, tokenizer):
-    assert len(post(client, "/tokenize", prompt="<|im_end|>").json()["tokens"]) == 10
-    assert post(client, "/tokenize", prompt="<|im_end|>", parse_special=True).json()["tokens"] == [tokenizer.im_end_id]
+    assert len(post(client, "/tokenize", content="<|im_end|>").json()["tokens"]) == 10
+    assert len(post(client, "/tokenize", prompt="a<|im_end|>").json()["tokens"]) == 11
+    asked = post(client, "/tokenize", prompt="a<|im_end|>", parse_special=True).json()["tokens"]
+    assert asked == [97, tokenizer.im_end_id]
+
+
+def test_the_name_of_a_control_token_alone_is_asked_for_as_that_token(client, tokenizer):
+    asked = post(client, "/tokenize", prompt="<|endoftext|>", add_special_tokens=False)
+    assert asked.json()["tokens"] == [tokenizer.eod_id]
 
 
 @pytest.mark.parametrize("text", ["", "hello", "你好", "a<|im_start|>b", "\n\n  x\t", "🙂"])

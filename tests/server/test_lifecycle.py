@@ -6,13 +6,15 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 
 import httpx
 import pytest
 
 from helpers.scripted import Fault, ScriptedEngine
 from helpers.serving import serving, until
-from helpers.stand_in import Answers, Settings
+from qwen_mindspore.generate.answers import Answers
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.address import bind, check_certificate, is_loopback, url_of
 from qwen_mindspore.server.lifecycle import warm_up
 from qwen_mindspore.text.tokenizer import QwenTokenizer
@@ -77,10 +79,10 @@ def test_a_signal_while_it_loads_ends_it_at_once(tokenizer):
 
 def test_warming_up_answers_a_prompt_alone_and_two_together(tokenizer):
     engine = ScriptedEngine("Hello!")
-    warm_up(Answers(engine, tokenizer), Settings())
+    warm_up(Answers(engine, tokenizer), GenerationSettings())
     assert len(engine.requests) == 3 and not engine.sequences
     with pytest.raises(Fault):
-        warm_up(Answers(ScriptedEngine([Fault("no memory")]), tokenizer), Settings())
+        warm_up(Answers(ScriptedEngine([Fault("no memory")]), tokenizer), GenerationSettings())
 
 
 # The end
@@ -264,12 +266,36 @@ def test_an_engine_that_dies_is_told_by_health_and_in_the_log(tokenizer, capsys)
     engine = ScriptedEngine("Hello!")
     with serving(tokenizer, engine) as server:
         engine.broken = SystemExit("out of the window")
-        assert server.post("/v1/chat/completions", HI).status_code == 500
+        assert server.post("/v1/chat/completions", HI).status_code == 503
         until(lambda: server.get("/health").status_code == 503)
         assert server.get("/ready").json()["error"]["code"] == "dead"
         assert server.post("/v1/chat/completions", HI).status_code == 503
         until(lambda: server.server.is_told)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert any(line["level"] == "critical" for line in lines)
-    failed = next(line for line in lines if line.get("status") == 500)
-    assert "out of the window" in failed["error"]
+    assert "out of the window" in next(line["error"] for line in lines if "error" in line)
+
+
+def test_two_hundred_clients_hang_up_and_the_next_is_answered_at_once(tokenizer, capsys):
+    from qwen_mindspore.server.logs import set_up_logs
+    set_up_logs()
+    engine = ScriptedEngine("x" * 10_000, pace=0.005, room=20_000)
+    with serving(tokenizer, engine) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        body = json.dumps({**HI, "stream": True, "max_tokens": 10_000}).encode()
+        head = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n").encode()
+        connections = [socket.create_connection((host, int(port))) for _ in range(200)]
+        for connection in connections:
+            connection.sendall(head + body)
+        for connection in connections:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+        for connection in connections:
+            connection.close()
+        begin = time.monotonic()
+        assert server.post("/v1/chat/completions", {**HI, "max_tokens": 3}).status_code == 200
+        assert time.monotonic() - begin < 3
+        until(lambda: not engine.sequences and not server.server.activity.count)
+        assert 'finished_reason="cancelled",model_name="qwen-test"} 200.0' in server.get("/metrics").text
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert sum(line.get("client_gone", False) for line in lines) == 200

@@ -94,15 +94,18 @@ def test_who_hangs_up_before_the_first_token_is_not_computed(tokenizer, stream):
 def test_two_hundred_hang_up_and_the_next_is_answered_at_once(tokenizer):
     engine = ScriptedEngine(lambda request: "x" * 390 if request.settings.max_new_tokens == 400 else "fine",
                             pace=0.002, room=4096)
-    with running(tokenizer, engine, limits=Limits(max_queued=1000)) as (_, port):
+    with running(tokenizer, engine, limits=Limits(max_queued=1000)) as (service, port):
+        engine.hold.clear()
         connections = [send(port, {**BODY, "stream": number % 2 == 0}) for number in range(200)]
         until(lambda: len(engine.sequences) == 200)
         for connection in connections:
             connection.close()
-        begin = time.monotonic()
+        until(lambda: not service.runner.tickets)
+        begin = engine.steps
+        engine.hold.set()
         status, text = read_all(send(port, {**BODY, "max_tokens": 10}))
         assert status == 200 and json.loads(text)["choices"][0]["message"]["content"] == "fine"
-        assert time.monotonic() - begin < 2
+        assert engine.steps - begin < 10, "390 steps would be one of those that are gone"
 
 
 # Reading slowly
@@ -160,6 +163,24 @@ def test_a_stream_that_speaks_has_no_comments(tokenizer):
     with running(tokenizer, engine, limits=Limits(ping_seconds=0.1)) as (_, port):
         _, text = read_all(send(port, {**BODY, "stream": True}))
     assert ": keep-alive" not in text
+
+
+def test_who_waits_in_the_queue_is_told_how_many_are_ahead(tokenizer):
+    engine = ScriptedEngine("x" * 20, pace=0.01, max_batch=2)
+    with running(tokenizer, engine, limits=Limits(ping_seconds=0.05)) as (service, port):
+        engine.hold.clear()
+        connections = [send(port, {**BODY, "stream": True}) for _ in range(2)]
+        until(lambda: len(service.runner.tickets) == 2)
+        last = []
+        for n, count in ((2, 4), (1, 5)):
+            last.append(send(port, {**BODY, "stream": True, "n": n}))
+            until(lambda count=count: len(service.runner.tickets) == count)
+        time.sleep(0.2)
+        engine.hold.set()
+        assert all("queued" not in read_all(connection)[1] for connection in connections)
+        first, second = (read_all(connection)[1] for connection in last)
+    assert ": queued 1\n\n" in first and ": queued 3\n\n" in second
+    assert ": queued" not in second[second.index('"content":"x'):]
 
 
 # Ending early

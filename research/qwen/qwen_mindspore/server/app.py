@@ -23,6 +23,7 @@ CSP = ("default-src 'self'; style-src 'self' 'unsafe-inline'; object-src 'none';
        "frame-ancestors 'none'")
 # What anybody may have where keys are set, besides the page's files. Whatever is not named needs a key.
 PUBLIC = {"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json", "/favicon.ico"}
+GENERATING = {route.path for router in (chat.router, completions.router) for route in router.routes}
 TITLE = "Qwen on MindSpore"
 ABOUT = "OpenAI's interface, and what vLLM and llama.cpp have beside it, over one Qwen."
 
@@ -68,7 +69,7 @@ def create_app(service, keys=(), users=(), origins=("localhost",), log_prompts=F
     app.router.default = _no_route
     # From the inside out.
     paths = {route.path for router in _routers() for route in router.routes if "POST" in route.methods}
-    app.add_middleware(Bodies, paths=paths, max_body=service.limits.max_body)
+    app.add_middleware(Bodies, paths=paths, max_body=service.limits.max_body, gate=lambda path: _gate(service, path))
     app.add_middleware(Keys, keys=keys, users=users, public=lambda path: path in PUBLIC or files.has(path))
     app.add_middleware(CORSMiddleware, **cors_options(origins))
     app.add_middleware(Requests, headers=[(b"content-security-policy", CSP.encode())], prompts=log_prompts,
@@ -79,6 +80,12 @@ def create_app(service, keys=(), users=(), origins=("localhost",), log_prompts=F
 async def _no_route(scope, receive, send):
     asked = f"{scope['method']} {route_path(scope)}"
     raise ApiError(404, f"{asked}: there is no such route; /docs lists those that there are")
+
+
+def _gate(service, path):
+    """ApiError where a request for an answer can't be let in, whatever it asks; see `Service.admit`."""
+    if path in GENERATING:
+        service.admit(0)
 
 
 def _routers():

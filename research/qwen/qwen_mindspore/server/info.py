@@ -93,8 +93,9 @@ def _card(service):
 def _defaults(service):
     """The settings of who says nothing, by the names that a request has for them."""
     settings = service.settings
+    same = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
     return {"max_tokens": settings.max_new_tokens, "temperature": settings.temperature if settings.draws else 0,
-            "top_p": settings.top_p, "top_k": settings.top_k, "repetition_penalty": settings.repetition_penalty}
+            **{name: getattr(settings, name) for name in same}}
 
 
 @router.get("/v1/models", tags=["models"])
@@ -167,7 +168,9 @@ def _chat_request(body):
 
 def _tokenized(body, service):
     text = body.content if body.prompt is None else body.prompt
-    special = "all" if body.parse_special else set()
+    # The name of a control token alone is that token, as vLLM has it: so clients ask for the one that ends a text.
+    is_name = body.prompt in service.tokenizer.special_tokens
+    special = "all" if body.parse_special or is_name else set()
     return _told(body, service, service.tokenizer.encode(text, allowed_special=special))
 
 

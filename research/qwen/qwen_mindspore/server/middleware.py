@@ -27,6 +27,7 @@ from qwen_mindspore.server.logs import LOG, NOTES, log
 
 __all__ = ["LOCALHOST", "Activity", "Bodies", "Keys", "Requests", "cors_options", "parse_json", "route_path"]
 
+CLOSE = {"Connection": "close"}  # what else comes is not read
 DEEPEST = 64  # lists and objects within each other: a schema has a dozen
 LONGEST_INT = 400  # digits
 BODY_SECONDS = 60.0  # for a body to arrive
@@ -231,10 +232,13 @@ class Bodies:
         paths (Collection[str]): Where bodies are sent to. Nobody reads them elsewhere.
         max_body (int): Bytes.
         seconds (float): In which a body must arrive.
+        gate (function): Called with a path before anything is read; raises ApiError where nobody is let in now. So a
+            flood of long requests takes neither memory nor time.
     """
 
-    def __init__(self, app, paths, max_body=4 * 2**20, seconds=BODY_SECONDS):
+    def __init__(self, app, paths, max_body=4 * 2**20, seconds=BODY_SECONDS, gate=None):
         self.app, self.paths, self.max_body, self.seconds = app, paths, max_body, seconds
+        self.gate = gate or (lambda path: None)
 
     async def __call__(self, scope, receive, send):
         """ASGI."""
@@ -242,13 +246,14 @@ class Bodies:
             await self.app(scope, receive, send)
             return
         try:
+            self.gate(route_path(scope))
             body = await asyncio.wait_for(self._read(scope, receive), self.seconds)
             if body is None:  # the client is gone
                 return
             _check_type(scope, body)
             parse_json(body)
         except asyncio.TimeoutError:
-            error = ApiError(408, f"the body did not arrive within {self.seconds:g} s")
+            error = ApiError(408, f"the body did not arrive within {self.seconds:g} s", headers=CLOSE)
         except ValueError as found:
             error = invalid(f"the body: {found}")
         except ApiError as found:
@@ -258,7 +263,6 @@ class Bodies:
                 scope["state"]["body"] = body.decode("utf-8")
             await self.app(scope, _again(body, receive), send)
             return
-        error.headers = {"Connection": "close"}  # what else comes is not read
         await error_response(error)(scope, receive, send)
 
     async def _read(self, scope, receive):
@@ -280,7 +284,7 @@ class Bodies:
 
     def _too_long(self, length):
         return ApiError(413, f"the body: expected at most {self.max_body} bytes, found {length} or more; --max_body "
-                             "allows more", code="request_too_large")
+                             "allows more", code="request_too_large", headers=CLOSE)
 
 
 def _again(body, receive):

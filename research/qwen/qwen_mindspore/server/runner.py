@@ -70,7 +70,8 @@ class Runner:
         tickets (dict[id, Ticket]): Those that have not ended.
         waiting_tokens (int): Tokens of the prompts of those that have no token of an answer yet.
         on_growth (Callable[[Ticket, int, float], None] | None): Called in the loop for each ticket that has grown,
-            with how many tokens, and the seconds since it did so before or was submitted.
+            with how many tokens, and the seconds since it did so before or was submitted. `ticket.seen` are those
+            that it had before.
     """
 
     def __init__(self, answers, loop):
@@ -140,6 +141,13 @@ class Runner:
             self.cancel(ticket)
             ticket.event.set()
 
+    def queued(self, ticket):
+        """int, how many have to end before the engine begins with a ticket; 0 where it has, or has a place for it."""
+        if ticket.first is not None or ticket.is_over:
+            return 0
+        earlier = next((place for place, id in enumerate(self.tickets) if id == ticket.answer.id), 0)
+        return max(0, earlier + 1 - self.engine.max_batch)
+
     def seconds_for(self, count):
         """About how long so many answers take, by the latest ones; 1 where nothing is known."""
         if len(self._ends) < 2:
@@ -157,25 +165,24 @@ class Runner:
                 ticket.failure = error
                 self._forget(ticket)
                 ticket.event.set()
-        now = time.monotonic()
+        now, grown = time.monotonic(), []
         for id in changed:
             ticket = self.tickets.get(id)
             if ticket is None:  # cancelled meanwhile, or failed
                 continue
             is_over, tokens = ticket.answer.finish_reason is not None, ticket.answer.tokens
             if tokens > ticket.seen:
-                self._count(ticket, tokens, now)
+                grown.append((ticket, tokens))
+                if ticket.first is None:
+                    ticket.first = now
+                    self.waiting_tokens -= ticket.answer.prompt_tokens
             if is_over:
                 self._forget(ticket)
             ticket.event.set()
-
-    def _count(self, ticket, tokens, now):
-        if ticket.first is None:
-            ticket.first = now
-            self.waiting_tokens -= ticket.answer.prompt_tokens
-        if self.on_growth:
-            self.on_growth(ticket, tokens - ticket.seen, now - ticket.last)
-        ticket.seen, ticket.last = tokens, now
+        for ticket, tokens in grown:  # last: who waits must hear of it, whatever happens here
+            if self.on_growth:
+                self.on_growth(ticket, tokens - ticket.seen, now - ticket.last)
+            ticket.seen, ticket.last = tokens, now
 
     def _forget(self, ticket):
         del self.tickets[ticket.answer.id]
@@ -202,7 +209,7 @@ class Runner:
         """Wait for work; False when there is to be none any more."""
         with self._condition:
             # The engine has work of an answer that a stop string has ended, until it hears of it.
-            while not self._is_stopping and not self.answers.has_work and not self.engine.has_work:
+            while not self._is_stopping and not self.answers.has_work:
                 self._condition.wait()
             return not self._is_stopping
 
