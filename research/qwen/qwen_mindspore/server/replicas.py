@@ -19,7 +19,7 @@ from starlette.routing import Match, Route
 
 from qwen_mindspore.common.cluster import connect, environment_of, resources_of
 from qwen_mindspore.server import chat, completions, info
-from qwen_mindspore.server.errors import ApiError, error_of, error_response, unavailable
+from qwen_mindspore.server.errors import ApiError, error_of, error_response, overloaded, unavailable
 from qwen_mindspore.server.lifecycle import Server
 from qwen_mindspore.server.logs import log, note
 from qwen_mindspore.server.middleware import route_path
@@ -262,13 +262,21 @@ class Fleet(Service):
         return {"running": running, "waiting": waiting, "replicas": self.replicas,
                 "replicas_up": len(self.runner.places.up)}
 
-    def let_in(self, is_new):
-        """ApiError (503) where nobody can answer; with `is_new`, where no new answers are begun, too."""
-        if self.condition == "loading":
-            raise unavailable("the model is being loaded: come again in a while", 5, "loading")
-        if is_new and self.state != "ready":
-            self.metrics.rejected(503)
-            raise unavailable("the server is shutting down: no new requests are taken", 5, self.state)
+    def _admit(self, prompt_tokens, n):
+        state, places, queued = self.condition, self.runner and self.runner.places, self.limits.max_queued
+        if state == "loading":
+            raise self.is_loading()
+        if state != "ready":
+            raise unavailable("the server is shutting down: no new requests are taken", 5, state)
+        running, waiting = places.count()
+        if running + waiting + n > len(places.up) * (places.capacity + queued):
+            raise overloaded(f"the queues are full: each holds {queued} answers beside the {places.capacity} that a "
+                             "replica computes at once; come again later")
+
+    @staticmethod
+    def is_loading():
+        """The ApiError (503) while nobody can answer."""
+        return unavailable("the model is being loaded: come again in a while", 5, "loading")
 
 
 class FleetServer(Server):
@@ -307,7 +315,7 @@ class _Forwarded(Route):
     """A route that a replica answers."""
 
     def __init__(self, path, methods):
-        super().__init__(path, _Passed(is_new=path.endswith("completions")), methods=sorted(methods))
+        super().__init__(path, _Passed(), methods=sorted(methods))
 
     def matches(self, scope):
         """Starlette's; what the metrics call the route is told, too."""
@@ -318,14 +326,12 @@ class _Forwarded(Route):
 
 
 class _Passed:
-    """An ASGI application: a replica's, somewhere else."""
-
-    def __init__(self, is_new):
-        self.is_new = is_new
+    """An ASGI application: a replica's, somewhere else. New answers the application has admitted: see `app`."""
 
     async def __call__(self, scope, receive, send):
         fleet = scope["app"].state.service
-        fleet.let_in(self.is_new)
+        if fleet.condition == "loading":
+            raise fleet.is_loading()
         body = (await receive()).get("body", b"")  # `middleware.Bodies` has it whole
         call, outlet = Call(*what_is_asked(body)), Outlet(send)
         job = asyncio.ensure_future(fleet.runner.answer(call, _sent(scope), body, outlet))
