@@ -301,8 +301,7 @@ def build_fleet(args, config, listener):
     import socket
     import time
 
-    from qwen_mindspore.batch.assemble import size_model
-    from qwen_mindspore.generate.build import build_config
+    from qwen_mindspore.generate.build import build_config, size_model
     from qwen_mindspore.generate.settings import GenerationSettings
     from qwen_mindspore.server.metrics import FleetMetrics
     from qwen_mindspore.server.replicas import Fleet, Replicas
