@@ -120,7 +120,7 @@ class Replicas:
                 raise ValueError(_reason(f"{told.message}\n{deployment.message if deployment else ''}"))
             if deployment and deployment.replica_states.get("RUNNING"):
                 if not is_asked:
-                    self.metrics()  # with its first call the handle learns where the replicas are
+                    self._ask("metrics")  # with its first call the handle learns where the replicas are
                     is_asked = True
                 if self.places.up:
                     return
@@ -148,8 +148,14 @@ class Replicas:
 
     def metrics(self):
         """list[(number, samples)], what each replica has counted; not in the event loop."""
-        response = self._handle.broadcast("metrics")
-        told = response.results(timeout_s=METRICS_SECONDS, return_exceptions=True)
+        return self._ask("metrics") if self.places.up else []
+
+    def _ask(self, method):
+        """What a method of each replica returns; of those that answer in time."""
+        try:
+            told = self._handle.broadcast(method).results(timeout_s=METRICS_SECONDS, return_exceptions=True)
+        except TimeoutError:
+            return []
         return [entry for entry in told if not isinstance(entry, Exception)]
 
     async def answer(self, call, scope, body, send):
