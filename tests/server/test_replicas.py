@@ -253,15 +253,3 @@ def answer_of(client, log, messages):
     assert line["completion_tokens"] == usage["completion_tokens"], "the front's log tells what the replica counts"
     return (answer["choices"][0]["message"]["content"], line["replica"],
             usage["prompt_tokens_details"]["cached_tokens"])
-
-
-@pytest.mark.parametrize("told, reason", [
-    ("Traceback (most recent call last):\n  File \"a.py\", line 1, in b\nRuntimeError: Traceback:\n"
-     "ValueError: weights.ckpt: no such tensor\n", "weights.ckpt: no such tensor"),
-    ("ray.exceptions.RayTaskError(RuntimeError): ray::init\nOSError: a.yaml: no such file", "a.yaml: no such file"),
-    ("KeyError: 'a'\nmore", "KeyError: 'a'"),
-    ("The deployment failed\nto start 3 times in a row.", "The deployment failed to start 3 times in a row."),
-])
-def test_why_a_replica_could_not_be_built_is_one_line(told, reason):
-    from qwen_mindspore.server.replicas import _reason
-    assert _reason(told) == reason
