@@ -73,9 +73,10 @@ def test_metrics_of_replicas_are_told_apart_by_a_label(fleet):
 # On the way
 
 def test_keys_stay_in_the_front():
+    headers = [(b"authorization", b"Bearer k"), (b"x-api-key", b"k"), (b"content-type", b"application/json")]
     sent = _sent({"type": "http", "http_version": "1.1", "method": "POST", "path": "/qwen/v1/models",
-                  "root_path": "/qwen", "query_string": b"", "state": {"request_id": "mine", "body": "secret"}, "app": object(), "headers": [
-                      (b"authorization", b"Bearer k"), (b"x-api-key", b"k"), (b"content-type", b"application/json")]})
+                  "root_path": "/qwen", "query_string": b"", "state": {"request_id": "mine", "body": "secret"},
+                  "app": object(), "headers": headers})
     assert sent["headers"] == [(b"content-type", b"application/json")] and sent["path"] == "/v1/models"
     assert sent["state"] == {"request_id": "mine"} and "app" not in sent
 

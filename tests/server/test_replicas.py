@@ -29,7 +29,8 @@ def server(tiny_hf):
     arguments = (str(tiny_hf), {"pace": PACE, "max_batch": 2}, {"max_queued": 0, "ping_seconds": PACE / 2})
     with replicated(build_scripted, arguments) as server:
         assert server.get("/ready").status_code == 503 and server.post("/v1/completions", {}).status_code == 503
-        until(lambda: server.server.failure or len(server.server.replicas.places.up) == 2, 240)
+        until(lambda: server.server.failure or (
+            server.service.condition == "ready" and server.service.load()["replicas_up"] == 2), 240)
         assert server.server.failure is None
         yield server
     patch.undo()
