@@ -288,7 +288,7 @@ def build_replica(args, number):
     import ray
 
     given = ray.get_runtime_context().get_accelerator_ids().get("NPU")
-    args.device_id = None if given else (args.device_id or 0) + number
+    args.device_id = 0 if given else (args.device_id or 0) + number  # Ray shows a process its own NPUs alone
     provide_folders()
     return build_service(args, config_of(args))
 
