@@ -369,12 +369,12 @@ def _serve(args, config, keys, users, listener):
     return lifecycle.serve(server, [listener])
 
 
-def leave(code):
+def leave(code, at_once=False):
     """
     End the process without more ado, where a thread is still in the middle of a computation: Python, when it ends,
-    would pull the ground from under its feet.
+    would pull the ground from under its feet. With `at_once` in any case: threads of Ray Serve never end.
     """
-    if any(thread.name in ("load", "engine", "grammars") for thread in threading.enumerate()):
+    if at_once or any(thread.name in ("load", "engine", "grammars") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -384,4 +384,4 @@ def leave(code):
 def main(argv=None):
     """The command. Returns the exit code."""
     args = parse_args(argv)
-    return leave(run_command(NAME, lambda _: serve(args), args.verbose))
+    return leave(run_command(NAME, lambda _: serve(args), args.verbose), at_once=bool(args.replicas))

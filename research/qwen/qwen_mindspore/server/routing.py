@@ -14,10 +14,10 @@ class StickyRouter(RequestRouter):
     """Chooses by the Places of its application, in the process of the front. A request's first argument is its Call."""
 
     def update_replicas(self, replicas):
-        """Ray's: which replicas are up, whenever that changes."""
+        """Ray's: which replicas are up, whenever that changes. One is told at first without its number."""
         super().update_replicas(replicas)
-        places_of(self.app_name).up = {replica.replica_id.unique_id: replica.replica_metadata.get("number", 0)
-                                       for replica in replicas}
+        places_of(self.app_name).up = {replica.replica_id.unique_id: replica.replica_metadata["number"]
+                                       for replica in replicas if "number" in replica.replica_metadata}
 
     def on_replica_actor_died(self, replica_id):
         """Ray's: seen by a call, before the cluster has told it."""
