@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, and the demo model in "$CHECKPOINT". Sourced by demo.sh and chat.sh.
+# Set-up, and the demo model in "$CHECKPOINT". Sourced by demo.sh, chat.sh and serve.sh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/qwen-mindspore/models"

@@ -5,6 +5,7 @@ import sys
 VERBS = {
     "predict": ("predict", "answer prompts, as run_qwen_7b.py does"),
     "chat": ("chat", "talk to a model, as run_qwen_7b_chat.py does"),
+    "serve": ("serve", "answer over HTTP by OpenAI's interface, with a page to talk to, as serve.py does"),
     "batch": ("batch", "answer every row of a file, as batch_generate.py does"),
     "convert": ("convert", "a checkpoint from Hugging Face to MindSpore, as convert_weight.py does"),
     "export": ("export", "a checkpoint from MindSpore to Hugging Face, as convert_reversed.py does"),
