@@ -242,11 +242,14 @@ def _adapt_llama(place, folder):
 
 
 def outcomes_of(report):
-    """(test, outcome) of each test in a JUnit report."""
+    """(test, outcome) of each test in a JUnit report; tests of one name are counted."""
+    seen = Counter()
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname')}.{case.get('name')}"
+        seen[name] += 1
         kinds = {child.tag for child in case}
-        yield name, "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        yield name if seen[name] == 1 else f"{name} #{seen[name]}", outcome
 
 
 # The verdict
