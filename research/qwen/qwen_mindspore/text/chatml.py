@@ -65,7 +65,7 @@ def as_messages(history, system):
     return messages
 
 
-def write_prompt(tokenizer, messages, max_window_size=6144, max_length=None):
+def write_prompt(tokenizer, messages, max_window_size=6144, max_length=None, continue_last=False):
     """Write the prompt of the next message in a conversation; see `make_context`.
 
     A turn is a user's message, or several in a row, with what follows up to the next one. The last turn is what is
@@ -76,17 +76,21 @@ def write_prompt(tokenizer, messages, max_window_size=6144, max_length=None):
         messages (list[dict]): {"role": ..., "content": ...}; the system message is the usual one where the first
             message is none.
         max_window_size, max_length: as in `make_context`.
+        continue_last (bool): the last message, an assistant's, stays open, and the model goes on with it.
 
     Returns:
         (str, list[int]), the prompt and its ids.
 
     Raises:
-        ValueError: there is nothing to answer.
+        ValueError: there is nothing to answer, or nothing to continue.
     """
     if not messages or messages[0]["role"] != "system":
         messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
     if len(messages) == 1:
         raise ValueError("messages: expected a question, found none")
+    if continue_last and messages[-1]["role"] != "assistant":
+        raise ValueError(f"messages: expected an assistant's message last, to continue, found the "
+                         f"{messages[-1]['role']}'s")
     newline = "\n", tokenizer.encode("\n")
 
     def written(turn):
@@ -95,8 +99,9 @@ def write_prompt(tokenizer, messages, max_window_size=6144, max_length=None):
 
     instruction = _message(tokenizer, "system", messages[0]["content"])
     *turns, last = _turns(messages[1:])
-    header = f"{IM_START}assistant\n", _header_ids(tokenizer, "assistant")
-    question = _joined([written(last), newline, header])
+    begun = last.pop()["content"] if continue_last else ""
+    ids = [*_header_ids(tokenizer, "assistant"), *tokenizer.encode(begun, allowed_special=set())]
+    question = _joined([written(last), newline, (f"{IM_START}assistant\n{begun}", ids)])
     room = max_window_size - len(instruction[1])
     if max_length is not None:
         room = min(room, max_length - len(instruction[1]) - len(question[1]) + 1)
