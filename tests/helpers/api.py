@@ -6,9 +6,9 @@ import socket
 import threading
 import time
 
+import httpx
 import uvicorn
 from fastapi import FastAPI
-from starlette.testclient import TestClient
 
 from helpers.scripted import scripted_service
 from qwen_mindspore.server import chat, completions
@@ -41,7 +41,8 @@ def app_of(tokenizer, engine, **changes):
 
 class Api:
     """
-    A client within this process. At the end nothing may be left in the engine.
+    A client within this process, with the server's event loop in a thread of its own. At the end nothing may be left
+    in the engine.
 
         with Api(tokenizer, ScriptedEngine("Hello!")) as api:
             answer = api.chat("Hi")
@@ -49,9 +50,14 @@ class Api:
 
     def __init__(self, tokenizer, engine, **changes):
         self.engine, self.app = engine, app_of(tokenizer, engine, **changes)
+        self.loop = asyncio.new_event_loop()
 
     def __enter__(self):
-        self.client = TestClient(self.app, raise_server_exceptions=False).__enter__()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self._lifespan = self.app.router.lifespan_context(self.app)
+        self.run(self._lifespan.__aenter__())
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60)
         self.service = self.app.state.service
         return self
 
@@ -61,11 +67,24 @@ class Api:
                 until(lambda: not self.engine.sequences)
                 assert not self.service.runner.tickets and self.service.runner.waiting_tokens == 0
         finally:
-            self.client.__exit__(None, None, None)
+            self.run(self._lifespan.__aexit__(None, None, None))
+            self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def start(self, coroutine):
+        """Have the event loop run a coroutine; its concurrent Future."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def run(self, coroutine):
+        """What a coroutine gives that the event loop runs."""
+        return self.start(coroutine).result(60)
+
+    def request(self, method, path, **fields):
+        """The Response, see `httpx.AsyncClient.request`."""
+        return self.run(self.client.request(method, path, **fields))
 
     def post(self, path, body, status=200):
         """The Response, whose status is looked at."""
-        response = self.client.post(path, json=body)
+        response = self.request("POST", path, json=body)
         assert response.status_code == status, response.text
         return response
 
@@ -84,8 +103,7 @@ class Api:
             fields["messages"] = messages_of(fields.get("messages", "Hi"))
         errors = []
         for stream in (False, True):
-            response = self.client.post(path, json={**fields, "stream": stream})
-            assert response.status_code == status, response.text
+            response = self.post(path, {**fields, "stream": stream}, status)
             assert response.headers["content-type"] == "application/json"
             errors.append(response.json()["error"])
         assert errors[0] == errors[1] and {"message", "type", "param", "code"} <= set(errors[0])

@@ -5,6 +5,7 @@ An engine that plays a script: given tokens, at a given pace, without a model; a
     service = scripted_service(tokenizer, engine, loop)
 """
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +13,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from helpers.stand_in import Answers, Logprob, Output, Settings
+from qwen_mindspore.generate.answers import Answers
+from qwen_mindspore.generate.choice import Logprob
 from qwen_mindspore.generate.engine import Stats
+from qwen_mindspore.generate.requests import Output
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.runner import Runner
 from qwen_mindspore.server.service import Service
 
@@ -98,7 +102,7 @@ class ScriptedEngine:
             outputs = [Output(id, None, "cancelled") for id in dict.fromkeys(self.cancelled)
                        if self.sequences.pop(id, None)]
             self.cancelled = []
-            for id, sequence in list(self.sequences.items())[:self.max_batch]:
+            for id, sequence in list(itertools.islice(self.sequences.items(), self.max_batch)):
                 outputs.append(self._next(id, sequence))
                 if outputs[-1].finish_reason:
                     del self.sequences[id]
@@ -136,13 +140,15 @@ def logprob_of(token, count):
 
 @contextlib.contextmanager
 def scripted_service(tokenizer, engine, loop, settings=None, **changes):
-    """A Service, ready, over a scripted engine, whose thread ends with the block; `changes` are fields of it."""
+    """A Service, ready, over an engine, mostly a scripted one; its thread ends with the block. `changes` are fields."""
     runner = Runner(Answers(engine, tokenizer), loop).start()
-    settings = settings or Settings(chat_format="chatml" if changes.get("chat", True) else "raw", max_new_tokens=100)
+    chat_format = "chatml" if changes.get("chat", True) else "raw"
+    settings = settings or GenerationSettings(chat_format=chat_format, max_new_tokens=100)
     service = Service("qwen-test", tokenizer, engine.config, settings, runner=runner, state="ready", **changes)
     runner.on_growth = service.metrics.grew
     try:
         yield service
     finally:
-        engine.hold.set()
+        if hasattr(engine, "hold"):
+            engine.hold.set()
         runner.stop(10)

@@ -8,12 +8,6 @@ import pytest
 from helpers.scripted import ScriptedEngine, scripted_service
 from qwen_mindspore.server.errors import ApiError
 from qwen_mindspore.server.service import Limits, Metrics
-from qwen_mindspore.text.tokenizer import QwenTokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_hf):
-    return QwenTokenizer(str(tiny_hf))
 
 
 def play(tokenizer, engine, scenario, **changes):

@@ -1,5 +1,4 @@
 """POST /v1/chat/completions: the next message of a conversation, whole or as it grows, with or without tools."""
-import asyncio
 import json
 import uuid
 
@@ -8,14 +7,7 @@ from fastapi import APIRouter, Request
 from qwen_mindspore.server.choices import Job
 from qwen_mindspore.server.errors import invalid
 from qwen_mindspore.server.fields import choices_of, settings_of
-from qwen_mindspore.server.prompts import (
-    chat_prompt,
-    check_room,
-    in_thread,
-    response_grammar,
-    stop_words_of,
-    tool_grammar,
-)
+from qwen_mindspore.server.prompts import chat_prompt, check_room, grammars_of, in_thread, stop_words_of
 from qwen_mindspore.server.protocol import ChatRequest
 from qwen_mindspore.server.service import service_of
 from qwen_mindspore.server.streams import EventStream, dumps, event_of, whole
@@ -34,14 +26,14 @@ async def create_chat_completion(request: Request, body: ChatRequest):
     service.admit(0)  # who can't come in need not wait for a prompt to be written
     prompt = await prompt_of_body(service, body)
     check_room(service, prompt.ids, "messages")
-    grammars = await asyncio.to_thread(_grammars, service, body, prompt) if _may_need_grammar(body, prompt) else None
-    settings = settings_of(body, service, stop_words=stop_words_of(prompt, bool(grammars)), logprobs=_logprobs(body,
-                           service))
     n = choices_of(body, service)
+    grammars = await grammars_of(service, n, body.response_format, prompt)
+    settings = settings_of(body, service, stop_words=stop_words_of(prompt, grammars[0] is not None),
+                           logprobs=_logprobs(body, service))
     service.admit(len(prompt.ids) * n, n)
     job = Job(service, "chat", body, "chatcmpl")
     try:
-        job.add(prompt.ids, settings, n, grammars, strip=False if prompt.tools or prompt.is_open else None)
+        job.add(prompt.ids, settings, grammars, strip=False if prompt.tools or prompt.is_open else None)
     except BaseException:
         job.close()
         raise
@@ -56,17 +48,6 @@ async def prompt_of_body(service, body):
     size = sum(len(str(message.get("content"))) for message in body.messages)
     return await in_thread(size, chat_prompt, service, body.messages, body.tools, body.tool_choice, body.functions,
                            body.function_call, body.add_generation_prompt, body.continue_final_message)
-
-
-def _may_need_grammar(body, prompt):
-    return bool(prompt.tools) or body.response_format is not None
-
-
-def _grammars(service, body, prompt):
-    answers, calls = response_grammar(service, body.response_format), tool_grammar(service, prompt)
-    if answers and prompt.tools:
-        raise invalid("response_format: expected text where tools may be called", "response_format")
-    return answers or calls
 
 
 def _logprobs(body, service):
@@ -190,7 +171,7 @@ class _Writer:
         shape, deltas = self.shapes[choice.index], []
         for kind, text in shape.put(piece.text, piece.is_over):
             deltas.append(self._delta(shape, kind, text))
-        if not deltas and (piece.token_ids or piece.scored or self.has_all_usage and not piece.is_over):
+        if not deltas and (piece.token_ids or piece.scored or (self.has_all_usage and not piece.is_over)):
             deltas.append(b"{}" if self.prompt.tools else b'{"content":""}')
         data, last = b"", len(deltas) - 1
         for number, delta in enumerate(deltas):

@@ -74,20 +74,21 @@ class Choice:
         ticket (Ticket): Its answer.
         tokenizer (QwenTokenizer): The model's.
         prompt (list[int]): What it answers.
+        strips (bool): The answer's text is without white space around it.
         wants_ids, wants_logprobs (bool): What pieces hold besides text.
         all_tokens (bool): Scored are all tokens, those that end the answer among them. Otherwise those that the text
             consists of, each with the text that it belongs to.
         offset (int): Characters in front of the answer's text, as the Scored count them.
     """
 
-    def __init__(self, index, ticket, tokenizer, prompt, wants_ids, wants_logprobs, all_tokens, offset=0):
+    def __init__(self, index, ticket, tokenizer, prompt, strips, wants_ids, wants_logprobs, all_tokens, offset=0):
         self.index, self.ticket, self.prompt, self.offset = index, ticket, prompt, offset
         self.finish_reason = None  # told to the client
         self._tokenizer, self._wants_ids, self._all = tokenizer, wants_ids, all_tokens
         self._sent, self._ids, self._read = 0, 0, 0  # characters, ids, log probabilities that were handed out or read
         self._offsets = _Offsets(tokenizer) if wants_logprobs else None
-        self._pending, self._blank = [], None if wants_logprobs else 0  # Scored to be; white space cut off in front
-        self._head = ""
+        self._pending = []  # (logprob, its beginning, its end) of tokens whose text is not there yet
+        self._is_blank, self._blank = strips, 0  # only white space has come; so much of it is cut off in front
 
     @property
     def answer(self):
@@ -114,26 +115,19 @@ class Choice:
         for logprob in logprobs[self._read:len(logprobs)]:
             self._read += 1
             text, start = self._offsets.put(logprob.token)
-            if self._blank is None:
-                self._find_blank(text)
+            if self._is_blank:
+                self._blank += len(text) - len(text.lstrip())
+                self._is_blank = not text.strip()
             self._pending.append((logprob, start, start + len(text)))
         if self._all:
             ready, self._pending = self._pending, []
             return [_scored(self._tokenizer, logprob, self.offset + start) for logprob, start, _ in ready]
-        blank, scored = self._blank or 0, []
+        blank, scored = self._blank, []
         while self._pending and self._pending[0][1] < blank + length:
             logprob, start, end = self._pending.pop(0)
             if end > blank or start >= blank:
                 scored.append(_scored(self._tokenizer, logprob, self.offset + max(start - blank, 0)))
         return scored
-
-    def _find_blank(self, text):
-        """How much white space the answer's text is without in front, once that is known."""
-        self._head += text
-        stripped = self._head.lstrip()
-        if stripped:
-            cut = len(self._head) - len(stripped)
-            self._blank = cut if self.answer.text[:1] == stripped[:1] or not self.answer.text else 0
 
     def fail(self):
         """ApiError of an answer that has ended with an error, else None."""
@@ -164,31 +158,31 @@ class Job:
         self.id = f"{prefix}-{body.request_id or uuid.uuid4().hex}"
         self.created = int(time.time())
         self.event, self.choices, self.is_gone = asyncio.Event(), [], False
-        self._prompts, self._max_tokens, self._reported = [], 0, False  # [(its tokens, its first choice)]
+        self._prompts, self._max_tokens, self._reported = [], 0, False  # the first choice of each prompt
 
-    def add(self, prompt, settings, n, grammars=None, strip=None, offset=0, all_tokens=False):
+    def add(self, prompt, settings, grammars, strip=None, offset=0, all_tokens=False):
         """
-        Ask for `n` answers to one prompt.
+        Ask for answers to one prompt.
 
         Args:
             prompt (list[int]): Ids.
             settings (GenerationSettings): Of the first answer; the others have the next seeds.
-            grammars (Callable[[], grammar]): Makes one for each answer.
+            grammars (list): One for each answer, or None.
             strip: See `Answers.add`.
             offset, all_tokens: See `Choice`.
 
         Raises:
             ApiError: The engine refuses it.
         """
-        for index in range(n):
+        for index, grammar in enumerate(grammars):
             try:
-                ticket = self.service.runner.submit(prompt, with_seed(settings, index), grammars and grammars(), strip,
-                                                    self.event)
+                ticket = self.service.runner.submit(prompt, with_seed(settings, index), grammar, strip, self.event)
             except ValueError as error:
                 raise invalid(str(error), "messages" if self.endpoint == "chat" else "prompt") from None
             except RuntimeError as error:
                 raise ApiError(503, str(error)) from None
-            choice = Choice(len(self.choices), ticket, self.service.tokenizer, prompt, self.body.return_token_ids,
+            choice = Choice(len(self.choices), ticket, self.service.tokenizer, prompt,
+                            settings.chat_format == "chatml" if strip is None else strip, self.body.return_token_ids,
                             settings.logprobs is not None, all_tokens, offset)
             self.choices.append(choice)
             if index == 0:

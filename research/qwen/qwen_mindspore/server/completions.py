@@ -1,5 +1,4 @@
 """POST /v1/completions: texts, or ids, continued; with log probabilities of prompts as well, if asked."""
-import asyncio
 import json
 
 from fastapi import APIRouter, Request
@@ -7,7 +6,7 @@ from fastapi import APIRouter, Request
 from qwen_mindspore.server.choices import Job, scored_prompt
 from qwen_mindspore.server.errors import invalid
 from qwen_mindspore.server.fields import choices_of, settings_of
-from qwen_mindspore.server.prompts import check_room, in_thread, response_grammar
+from qwen_mindspore.server.prompts import check_room, grammars_of, in_thread
 from qwen_mindspore.server.protocol import CompletionRequest
 from qwen_mindspore.server.service import service_of
 from qwen_mindspore.server.streams import EventStream, dumps, event_of, whole
@@ -32,17 +31,16 @@ async def create_completion(request: Request, body: CompletionRequest):
     ids = await in_thread(size, lambda: [_ids(service, prompt, body) for prompt in prompts])
     for one in ids:
         check_room(service, one, "prompt")
-    grammars = None
-    if body.response_format is not None:
-        grammars = await asyncio.to_thread(response_grammar, service, body.response_format)
+    grammars = await grammars_of(service, n * len(ids), body.response_format)
     settings = settings_of(body, service, DEFAULT_TOKENS, chat_format="raw", logprobs=body.logprobs,
                            prompt_logprobs=body.logprobs if body.echo else None)
     service.admit(sum(map(len, ids)) * n, n * len(ids))
     texts = [_text(service, *pair) for pair in zip(prompts, ids)] if body.echo else [""] * len(ids)
     job = Job(service, "completions", body, "cmpl", counts_answers=body.max_tokens != 0)
     try:
-        for prompt, text in zip(ids, texts):
-            job.add(prompt, settings, n, grammars, strip=False, offset=len(text), all_tokens=True)
+        for number, (prompt, text) in enumerate(zip(ids, texts)):
+            job.add(prompt, settings, grammars[number * n:(number + 1) * n], strip=False, offset=len(text),
+                    all_tokens=True)
     except BaseException:
         job.close()
         raise
@@ -122,8 +120,10 @@ def _logprobs_of(scored):
     """The `logprobs` of completions. A token that was not among the likeliest stands with them."""
     tops = []
     for one in scored:
-        tops.append(None if one.logprob is None else
-                    {_name(data): logprob for data, logprob in [*one.top, (one.data, one.logprob)]})
+        told = {}
+        for data, logprob in [*one.top, (one.data, one.logprob)]:
+            told.setdefault(_name(data), logprob)  # the likeliest, where ids have one name
+        tops.append(told if one.logprob is not None else None)
     return {"tokens": [_name(one.data) for one in scored], "token_logprobs": [one.logprob for one in scored],
             "top_logprobs": tops, "text_offset": [one.offset for one in scored]}
 

@@ -57,7 +57,7 @@ def too_long(prompt_tokens, room, param):
 
 def overloaded(message, seconds=1):
     """The ApiError of a full queue (429), and when to come again."""
-    return ApiError(429, message, code="queue_full", headers={"Retry-After": str(max(1, round(seconds)))})
+    return ApiError(429, message, code="queue_full", headers={"Retry-After": str(min(max(1, round(seconds)), 60))})
 
 
 def unavailable(message, seconds=1, code=None):
@@ -109,7 +109,7 @@ def validation_error(errors):
         return invalid(first["msg"], context["param"])
     # Of a field that may be of several types all are told: the one that got furthest knows best what is wrong.
     first = max((error for error in errors if error["loc"][:2] == first["loc"][:2]),
-                key=lambda error: len(_path(_place(error))))
+                key=lambda error: (len(_path(_place(error))), _path(_place(error))))
     param = _path(_place(first))
     if first["type"] == "missing":
         return invalid(f"{param}: is missing", param)

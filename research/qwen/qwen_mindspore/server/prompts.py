@@ -9,8 +9,7 @@ from qwen_mindspore.server.fields import check_depth
 from qwen_mindspore.text.chatml import write_prompt
 from qwen_mindspore.text.react import STOP_WORD, MessageError, Open, react_messages, read_tools
 
-__all__ = ["ChatPrompt", "chat_prompt", "check_room", "in_thread", "response_grammar", "stop_words_of",
-           "tool_grammar"]
+__all__ = ["ChatPrompt", "chat_prompt", "check_room", "grammars_of", "in_thread", "stop_words_of"]
 
 LONG = 20_000  # characters, from which on text is turned into ids outside the event loop
 
@@ -173,29 +172,58 @@ def _allowed(value, tools):
     return mode, set(names)
 
 
-def tool_grammar(service, prompt):
+async def grammars_of(service, count, response_format=None, prompt=None):
     """
-    What holds an answer to the ReAct form, to the names of tools and the schemas of their arguments.
+    What holds answers to a form: that of `response_format`, or ReAct's, with the names of the tools and the schemas of
+    their arguments. They are made in a thread: the first one of a service takes seconds.
+
+    Args:
+        service (Service): Has the Grammars.
+        count (int): How many answers.
+        response_format (dict): The request's field.
+        prompt (ChatPrompt): With tools or without.
 
     Returns:
-        Callable[[], grammar] | None, which makes one for each answer. None: the model writes what it likes.
+        list, a grammar for each answer; None for each where the model writes what it likes.
 
     Raises:
-        ApiError: 400 where a call is demanded that can't be made sure of, or a schema can't be had.
+        ApiError: 400 for what can't be had: a schema, a call where there are no grammars, a form and tools at once.
     """
-    if not prompt.tools:
-        return None
-    if service.grammars is None or not service.tool_grammar:
-        if prompt.choice != "auto":
-            raise invalid(f"{prompt.param}: a call can't be made sure of, since this server runs without grammars; "
-                          'expected "auto" or "none"', prompt.param)
-        return None
-    param = "functions" if prompt.is_older else "tools"
-    return _checked(lambda: service.grammars.react(prompt.tools, prompt.choice, prompt.is_open), param)
+    makers = [(_response_grammar(service, response_format), "response_format")]
+    if prompt is not None and prompt.tools:
+        makers.append((_tool_grammar(service, prompt), "functions" if prompt.is_older else "tools"))
+        if makers[0][0]:
+            raise invalid("response_format: expected text where tools may be called", "response_format")
+    for make, param in makers:
+        if make is not None:
+            try:
+                return await asyncio.to_thread(lambda make=make: [make() for _ in range(count)])
+            except ValueError as error:
+                raise _refused(str(error), param, prompt) from None
+    return [None] * count
 
 
-def response_grammar(service, response_format):
-    """The same for `response_format`."""
+def _refused(message, param, prompt):
+    """The ApiError of a grammar that can't be had: its message may name a field, by the newer name."""
+    field, colon, rest = message.partition(": ")
+    if colon and field in ("tools", "tool_choice"):
+        return invalid(f"{param if field == 'tools' else prompt.param}: {rest}",
+                       param if field == "tools" else prompt.param)
+    return invalid(f"{param}: {message}", param)
+
+
+def _tool_grammar(service, prompt):
+    """A function that makes the grammar of an answer that may call a tool, or None; see `grammars_of`."""
+    if service.grammars is not None and service.tool_grammar:
+        return lambda: service.grammars.react(prompt.tools, prompt.choice, prompt.is_open)
+    if prompt.choice != "auto":
+        raise invalid(f"{prompt.param}: a call can't be made sure of, since this server runs without grammars; "
+                      'expected "auto" or "none"', prompt.param)
+    return None
+
+
+def _response_grammar(service, response_format):
+    """The same of an answer in a form."""
     if response_format is None:
         return None
     check_depth(response_format, "response_format", service.limits.max_depth)
@@ -210,9 +238,7 @@ def response_grammar(service, response_format):
         raise invalid(f"response_format: expected a JSON schema, found {shown(schema)}", "response_format")
     if service.grammars is None:
         raise invalid("response_format: this server runs without grammars, expected text", "response_format")
-    if schema is None:
-        return _checked(service.grammars.json_object, "response_format")
-    return _checked(lambda: service.grammars.json_schema(schema), "response_format")
+    return service.grammars.json_object if schema is None else lambda: service.grammars.json_schema(schema)
 
 
 def _schema(response_format):
@@ -221,15 +247,6 @@ def _schema(response_format):
         raise invalid('response_format.json_schema: expected {"name": ..., "schema": {...}}, found '
                       f"{shown(inner)}", "response_format.json_schema")
     return inner["schema"]
-
-
-def _checked(make, param):
-    """A grammar is made once now, so that what is wrong with it is told; the first answer gets that one."""
-    try:
-        made = [make()]
-    except ValueError as error:
-        raise invalid(f"{param}: {error}", param) from None
-    return lambda: made.pop() if made else make()
 
 
 def stop_words_of(prompt, has_grammar):

@@ -91,7 +91,7 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[str, float] | None = Field(None, description="added to the logits of these ids")
     response_format: dict[str, Any] | None = Field(None, description="text, json_object or json_schema")
     return_token_ids: bool | None = Field(None, description="ids of prompt and answer as well")
-    request_id: str | None = Field(None, description="becomes part of the answer's id")
+    request_id: str | None = Field(None, max_length=128, description="becomes part of the answer's id")
 
     @model_validator(mode="before")
     @classmethod

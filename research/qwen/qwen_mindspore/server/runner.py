@@ -7,6 +7,8 @@ from collections import deque
 
 from mindformers.tools.logger import logger
 
+from qwen_mindspore.server.errors import ApiError, unavailable
+
 __all__ = ["Runner", "Ticket"]
 
 RECENT = 64  # answers whose ends tell how fast the queue moves
@@ -117,6 +119,9 @@ class Runner:
         ticket = Ticket(self, answer, event or asyncio.Event())
         self.tickets[answer.id] = ticket
         self.waiting_tokens += answer.prompt_tokens
+        if self.is_dead:  # since the first look: nobody would tell it
+            self._forget(ticket)
+            raise RuntimeError("the engine has stopped")
         with self._condition:
             self._condition.notify()
         return ticket
@@ -128,7 +133,8 @@ class Runner:
             self._forget(ticket)
 
     def abort(self, error):
-        """End all that is asked for: who waits finds the error."""
+        """End all that is asked for, since the server ends: who waits finds the error, 503 unless it is an ApiError."""
+        error = error if isinstance(error, ApiError) else unavailable(str(error), code="shutting_down")
         for ticket in list(self.tickets.values()):
             ticket.failure = error
             self.cancel(ticket)
@@ -176,7 +182,8 @@ class Runner:
         if ticket.first is None:
             self.waiting_tokens -= ticket.answer.prompt_tokens
         ticket.ended = time.monotonic()
-        self._ends.append(ticket.ended)
+        if ticket.answer.finish_reason in ("stop", "length"):
+            self._ends.append(ticket.ended)
 
     # The engine's thread
 
@@ -184,10 +191,10 @@ class Runner:
         try:
             while self._has_work():
                 self._step()
-            error = RuntimeError("the server is shutting down")
+            error = unavailable("the server is shutting down", code="shutting_down")
         except BaseException as caught:
             logger.critical("the engine has died: %s: %s", type(caught).__name__, caught)
-            error = RuntimeError(f"the engine has died: {type(caught).__name__}: {caught}")
+            error = unavailable(f"the engine has died: {type(caught).__name__}: {caught}", code="dead")
         self.is_dead = True
         self._fail_all(error)
 
@@ -218,6 +225,7 @@ class Runner:
         ids = list(self.answers.active)
         for id in ids:
             self.answers.cancel(id)
+            self.answers.active.pop(id, None)  # whether the engine still knows it or not
         self._publish({}, dict.fromkeys(ids, error))
 
     def _publish(self, changed, failed):

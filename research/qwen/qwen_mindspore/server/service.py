@@ -176,10 +176,10 @@ class Service:
             reason = "the engine has died" if state == "dead" else "the server is shutting down"
             raise unavailable(f"{reason}: no new requests are taken", 5, state)
         queued = len(runner.tickets) + n - runner.engine.max_batch
-        if queued > limits.max_queued and (runner.tickets or n > runner.engine.max_batch + limits.max_queued):
+        if queued > limits.max_queued:
             raise overloaded(f"the queue is full: it holds {limits.max_queued} answers beside the "
                              f"{runner.engine.max_batch} that are computed at once; come again later",
-                             runner.seconds_for(max(queued - limits.max_queued, 1)))
+                             runner.seconds_for(queued - limits.max_queued))
         tokens = runner.waiting_tokens + prompt_tokens
         if limits.max_queued_tokens and runner.waiting_tokens and tokens > limits.max_queued_tokens:
             raise overloaded(f"the queue is full: prompts of {runner.waiting_tokens} tokens wait, and with yours they "

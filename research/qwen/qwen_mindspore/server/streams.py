@@ -72,7 +72,7 @@ async def whole(request, job, response):
     """
     try:
         async with _watched(request.receive, job):
-            while not job.is_over:
+            while not job.is_over and not job.failure:
                 await job.event.wait()
                 job.event.clear()
         if job.is_gone:
