@@ -49,7 +49,8 @@ REASONS = (
     r"installs packages",
     r"runs the tests",
 )
-ORDINARY = {"cat", "cd", "cp", "cut", "echo", "export", "git", "head", "ls", "mkdir", "pip", "printf", "source"}
+ORDINARY = {"cat", "cd", "cp", "curl", "cut", "echo", "export", "git", "head", "kill", "ls", "mkdir", "pip", "printf",
+            "source"}
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 SHELL_BLOCKS = [block for block in BLOCKS if block.is_shell]
@@ -148,8 +149,8 @@ def check_arguments(name, arguments, monkeypatch, capsys):
 
 def check_bash(script, arguments, monkeypatch, capsys):
     assert (ROOT / script).is_file(), f"{script}: no such script"
-    if script == "scripts/chat.sh":
-        check_arguments("chat", arguments, monkeypatch, capsys)
+    if script in ("scripts/chat.sh", "scripts/serve.sh"):
+        check_arguments(Path(script).stem, arguments, monkeypatch, capsys)
     elif script == "scripts/demo.sh":
         assert len(arguments) <= 1
 

@@ -11,7 +11,8 @@ import time
 import httpx
 import uvicorn
 
-from helpers.stand_in import Answers, Settings
+from qwen_mindspore.generate.answers import Answers
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.address import bind, url_of
 from qwen_mindspore.server.app import create_app
 from qwen_mindspore.server.lifecycle import Server
@@ -49,7 +50,8 @@ def until(condition, seconds=10):
 
 
 @contextlib.contextmanager
-def serving(tokenizer, engine, load=None, is_ready=True, routes=(), drain_seconds=5, service_options=None, **options):
+def serving(tokenizer, engine, load=None, is_ready=True, routes=(), drain_seconds=5, service_options=None,
+            uvicorn_options=None, **options):
     """
     Args:
         tokenizer, engine: See `scripted`.
@@ -57,16 +59,18 @@ def serving(tokenizer, engine, load=None, is_ready=True, routes=(), drain_second
         is_ready (bool): Wait until it is loaded.
         routes (Sequence[APIRouter]): More of them.
         service_options (dict): Fields of the Service.
+        uvicorn_options (dict): More of uvicorn.Config.
         options: Of `create_app`.
     """
     fields = {"metrics": Metrics("qwen-test"), **(service_options or {})}
-    settings = Settings(chat_format="chatml" if fields.get("chat", True) else "raw", max_new_tokens=100)
+    settings = GenerationSettings(chat_format="chatml" if fields.get("chat", True) else "raw", max_new_tokens=100)
     service = Service("qwen-test", tokenizer, engine.config, settings, **fields)
     app = create_app(service, **options)
     for router in routes:
         app.router.routes[0:0] = router.routes
     listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=2,
+                            **(uvicorn_options or {}))
     server = Server(config, service, load or (lambda: Answers(engine, tokenizer)), app.state.activity, drain_seconds)
     thread = threading.Thread(target=server.run, args=([listener],), name="serving", daemon=True)
     thread.start()

@@ -5,7 +5,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.scripted import ScriptedEngine
-from helpers.stand_in import Settings
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.app import CSP, PUBLIC, create_app
 from qwen_mindspore.server.metrics import Metrics
 from qwen_mindspore.server.service import Limits, Service
@@ -22,10 +22,10 @@ def build(tmp_path):
     (page / "vendor/a.js").write_text("export default 1;")
     (tmp_path / "secret.txt").write_text("secret")
 
-    def client(limits=Limits(), **options):
+    def client(limits=None, **options):
         engine = ScriptedEngine("Hello!")
-        service = Service("qwen-test", None, engine.config, Settings(chat_format="chatml"), limits=limits,
-                          metrics=Metrics("qwen-test"), runner=Runner(engine), state="ready")
+        service = Service("qwen-test", None, engine.config, GenerationSettings(chat_format="chatml"),
+                          limits=limits or Limits(), metrics=Metrics("qwen-test"), runner=Runner(engine), state="ready")
         return TestClient(create_app(service, page=page, **options), raise_server_exceptions=False)
 
     return client
@@ -40,7 +40,7 @@ class Runner:
 
 # Keys
 
-@pytest.mark.parametrize("path", sorted(PUBLIC - {"/favicon.ico"}) + ["/vendor/a.js"])
+@pytest.mark.parametrize("path", [*sorted(PUBLIC - {"/favicon.ico"}), "/vendor/a.js"])
 def test_what_is_public_needs_no_key(build, path):
     assert build(keys=["k"]).get(path).status_code == 200
 

@@ -3,8 +3,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from helpers.scripted import ScriptedEngine
-from helpers.stand_in import Settings
 from qwen_mindspore import __version__
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.app import create_app
 from qwen_mindspore.server.metrics import Metrics
 from qwen_mindspore.server.service import Service
@@ -28,8 +28,9 @@ def tokenizer(tiny_hf):
 @pytest.fixture(scope="module")
 def service(tokenizer):
     engine = ScriptedEngine("Hello!", room=300)
-    return Service("org/qwen-test", tokenizer, engine.config, Settings(chat_format="chatml", do_sample=True, top_k=5),
-                   runner=Runner(engine), metrics=Metrics("org/qwen-test"), created=1700000000)
+    settings = GenerationSettings(chat_format="chatml", do_sample=True, top_k=5)
+    return Service("org/qwen-test", tokenizer, engine.config, settings, runner=Runner(engine),
+                   metrics=Metrics("org/qwen-test"), created=1700000000)
 
 
 @pytest.fixture
@@ -58,7 +59,8 @@ def test_health_is_whether_it_lives_and_ready_whether_more_may_come(client, serv
     assert response.status_code == ready
     if ready == 503:
         error = error_of(response, 503)
-        assert error["type"] == "unavailable_error" and error["code"] == state and response.headers["Retry-After"] == "5"
+        assert (error["type"], error["code"]) == ("unavailable_error", state)
+        assert response.headers["Retry-After"] == "5"
     else:
         assert response.json() == {"status": "ok", "running": 0, "waiting": 0}
 
@@ -123,11 +125,48 @@ def test_control_tokens_stay_text_unless_they_are_asked_for(client, tokenizer):
     assert post(client, "/tokenize", prompt="<|im_end|>", parse_special=True).json()["tokens"] == [tokenizer.im_end_id]
 
 
-@pytest.mark.parametrize("text", ["", "hello", "你好，世界", "a<|im_start|>b", "\n\n  x\t", "🙂"])
+@pytest.mark.parametrize("text", ["", "hello", "你好", "a<|im_start|>b", "\n\n  x\t", "🙂"])
 def test_ids_and_text_go_round(client, text):
     ids = post(client, "/tokenize", content=text).json()["tokens"]
     assert post(client, "/detokenize", tokens=ids).json() == {"prompt": text, "content": text}
 
+
+# Conversations
+
+HI = [{"role": "user", "content": "Hi"}]
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Tell it.", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}}}}}
+
+
+def test_a_conversation_is_rendered_as_it_would_be_answered(client):
+    assert post(client, "/apply-template", messages=HI).json() == {"prompt": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\n")}
+
+
+def test_tools_are_rendered_as_well(client):
+    prompt = post(client, "/apply-template", messages=HI, tools=[TOOL]).json()["prompt"]
+    assert "\n\nweather: Call this tool to interact with the weather API." in prompt
+    assert prompt.endswith("Begin!\n\nQuestion: Hi<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("extra", [{}, {"tools": [TOOL]}, {"functions": [TOOL["function"]]}])
+def test_counted_and_tokenized_a_conversation_is_the_same(client, tokenizer, extra):
+    ids = post(client, "/tokenize", messages=HI, **extra).json()
+    count = post(client, "/v1/chat/completions/input_tokens", messages=HI, **extra).json()["input_tokens"]
+    assert ids["count"] == len(ids["tokens"]) == count
+    assert tokenizer.decode(ids["tokens"]) == post(client, "/apply-template", messages=HI, **extra).json()["prompt"]
+
+
+@pytest.mark.parametrize("path", ["/apply-template", "/v1/chat/completions/input_tokens", "/tokenize"])
+def test_a_conversation_that_is_none_is_refused_wherever_it_is_given(client, path):
+    bad = [{"role": "user", "content": "Hi"}, {"role": "wizard", "content": "Hi"}]
+    error = error_of(post(client, path, messages=bad), 400)
+    assert error["param"].startswith("messages[1]")
+    assert error_of(post(client, path, messages=HI, tool=[]), 400)["param"] == "tool"
+
+
+# What is wrong
 
 @pytest.mark.parametrize("path, fields, said, param", [
     ("/tokenize", {}, "expected one of prompt, content and messages, found none", "prompt"),

@@ -1,7 +1,10 @@
 """A server from its first moment to its last: loading, draining, signals, what is left. Over real sockets."""
 import json
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 
 import httpx
@@ -9,7 +12,8 @@ import pytest
 
 from helpers.scripted import Fault, ScriptedEngine
 from helpers.serving import serving, until
-from helpers.stand_in import Answers
+from qwen_mindspore.generate.answers import Answers
+from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.address import bind, check_certificate, is_loopback, url_of
 from qwen_mindspore.server.lifecycle import warm_up
 from qwen_mindspore.text.tokenizer import QwenTokenizer
@@ -23,10 +27,10 @@ def tokenizer(tiny_hf):
 
 
 def stream(server, **fields):
-    """A stream that has begun: (context, response, lines)."""
+    """A stream that has begun: (context, lines)."""
     context = server.client.stream("POST", "/v1/chat/completions", json={**HI, "stream": True, **fields})
     response = context.__enter__()
-    return context, response, response.iter_lines()
+    return context, response.iter_lines()
 
 
 def rest(lines):
@@ -74,10 +78,10 @@ def test_a_signal_while_it_loads_ends_it_at_once(tokenizer):
 
 def test_warming_up_answers_a_prompt_alone_and_two_together(tokenizer):
     engine = ScriptedEngine("Hello!")
-    warm_up(Answers(engine, tokenizer))
+    warm_up(Answers(engine, tokenizer), GenerationSettings())
     assert len(engine.requests) == 3 and not engine.sequences
     with pytest.raises(Fault):
-        warm_up(Answers(ScriptedEngine([Fault("no memory")]), tokenizer))
+        warm_up(Answers(ScriptedEngine([Fault("no memory")]), tokenizer), GenerationSettings())
 
 
 # The end
@@ -85,7 +89,7 @@ def test_warming_up_answers_a_prompt_alone_and_two_together(tokenizer):
 def test_sigterm_lets_what_is_begun_end_and_nothing_else_in(tokenizer):
     engine = ScriptedEngine("Hello, world!", pace=0.02)
     with serving(tokenizer, engine) as server:
-        context, response, lines = stream(server)
+        context, lines = stream(server)
         next(lines)
         server.server.handle_exit(signal.SIGTERM, None)
         until(lambda: server.service.state == "draining")
@@ -107,7 +111,7 @@ def test_sigterm_lets_what_is_begun_end_and_nothing_else_in(tokenizer):
 def test_a_second_signal_or_the_time_cuts_answers_off_and_says_so_in_the_stream(tokenizer, signals, drain_seconds):
     engine = ScriptedEngine("x" * 10_000, pace=0.02, room=20_000)
     with serving(tokenizer, engine, drain_seconds=drain_seconds) as server:
-        context, response, lines = stream(server, max_tokens=10_000)
+        context, lines = stream(server, max_tokens=10_000)
         next(lines)
         for _ in range(signals):
             server.server.handle_exit(signal.SIGTERM, None)
@@ -151,7 +155,7 @@ def test_a_full_queue_is_told_with_when_to_come_again(tokenizer):
         assert refused.status_code == 429 and int(refused.headers["Retry-After"]) >= 1
         assert refused.json()["error"]["type"] == "rate_limit_error"
         engine.hold.set()
-        for context, _, lines in waiting:
+        for context, lines in waiting:
             assert rest(lines)[-1] == "data: [DONE]"
             context.__exit__(None, None, None)
         assert 'qwen:admission_rejections_total{model_name="qwen-test",status="429"} 1.0' in server.get("/metrics").text
@@ -165,7 +169,7 @@ def test_metrics_equal_the_sums_of_the_answers(tokenizer):
             body = {"messages": [{"role": "user", "content": "x" * number}], "max_tokens": 3 + number % 5,
                     "n": 1 + number % 2}
             if number % 3 == 0:
-                context, _, lines = stream(server, **body, stream_options={"include_usage": True})
+                context, lines = stream(server, **body, stream_options={"include_usage": True})
                 chunks = [json.loads(line[5:]) for line in rest(lines)[:-1]]
                 context.__exit__(None, None, None)
                 usages.append(chunks[-1]["usage"])
@@ -178,7 +182,8 @@ def test_metrics_equal_the_sums_of_the_answers(tokenizer):
         text = server.get("/metrics").text
 
     def value(name, labels=""):
-        line, = (line for line in text.splitlines() if line.startswith(f'qwen:{name}{{{labels}model_name="qwen-test"}}'))
+        begin = f'qwen:{name}{{{labels}model_name="qwen-test"}}'
+        line, = (line for line in text.splitlines() if line.startswith(begin))
         return float(line.rpartition(" ")[2])
 
     assert value("prompt_tokens_total") == sum(usage["prompt_tokens"] for usage in usages)
@@ -207,16 +212,20 @@ def test_any_free_port_may_be_asked_for_and_its_number_is_known():
         assert listener.getsockname()[1] > 0 and url_of(listener, True).startswith("https://")
 
 
-@pytest.mark.parametrize("host, port, said", [("no.such.host.invalid", 0, "--host no.such.host.invalid: no such address"),
-                                              ("127.0.0.1", 70000, "--port 70000: expected 0 to 65535"),
-                                              ("192.0.2.1", 0, "--host 192.0.2.1 --port 0: Cannot assign")])
+@pytest.mark.parametrize("host, port, said", [
+    ("no.such.host.invalid", 0, "--host no.such.host.invalid: no such address"),
+    ("127.0.0.1", 70000, "--port 70000: expected 0 to 65535"),
+    ("192.0.2.1", 0, "--host 192.0.2.1 --port 0: Cannot assign"),
+])
 def test_an_address_that_is_none_is_told_by_its_option(host, port, said):
     with pytest.raises(OSError, match=said):
         bind(host, port)
 
 
-@pytest.mark.parametrize("host, is_one", [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True),
-                                          ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("example.com", False)])
+@pytest.mark.parametrize("host, is_one", [
+    ("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True),
+    ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("example.com", False),
+])
 def test_loopback_is_what_this_machine_alone_reaches(host, is_one):
     assert is_loopback(host) == is_one
 
@@ -229,3 +238,39 @@ def test_a_certificate_and_its_key_go_together(tmp_path):
     (tmp_path / "a.pem").write_text("nothing")
     with pytest.raises(ValueError, match="a.pem: no certificate that goes with --ssl_keyfile"):
         check_certificate(str(tmp_path / "a.pem"), str(tmp_path / "a.pem"))
+
+
+@pytest.mark.process
+def test_tls_by_a_certificate_and_its_key(tokenizer, tmp_path):
+    openssl = shutil.which("openssl")
+    if not openssl:
+        pytest.skip("openssl is not installed")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", cert,
+               "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    check_certificate(str(cert), str(key))
+    tls = {"ssl_certfile": str(cert), "ssl_keyfile": str(key)}
+    with serving(tokenizer, ScriptedEngine("Hello!"), uvicorn_options=tls) as server:
+        url = server.url.replace("http:", "https:")
+        with httpx.Client(verify=ssl.create_default_context(cafile=str(cert)), trust_env=False) as client:
+            assert client.get(f"{url}/health").json()["status"] == "ok"
+        with pytest.raises(httpx.HTTPError):
+            server.get("/health")
+
+
+def test_an_engine_that_dies_is_told_by_health_and_in_the_log(tokenizer, capsys):
+    from qwen_mindspore.server.logs import set_up_logs
+    set_up_logs()
+    engine = ScriptedEngine("Hello!")
+    with serving(tokenizer, engine) as server:
+        engine.broken = SystemExit("out of the window")
+        assert server.post("/v1/chat/completions", HI).status_code == 500
+        until(lambda: server.get("/health").status_code == 503)
+        assert server.get("/ready").json()["error"]["code"] == "dead"
+        assert server.post("/v1/chat/completions", HI).status_code == 503
+        until(lambda: server.server.is_told)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert any(line["level"] == "critical" for line in lines)
+    failed = next(line for line in lines if line.get("status") == 500)
+    assert "out of the window" in failed["error"]

@@ -18,7 +18,7 @@ def values(metrics):
         for sample in family.samples:
             labels = {name: value for name, value in sample.labels.items() if name != "model_name"}
             assert sample.labels["model_name"] == "m"
-            found[sample.name, *labels.values()] = sample.value
+            found[(sample.name, *labels.values())] = sample.value
     return found
 
 
@@ -54,11 +54,11 @@ def test_what_is_finished_is_added_up():
 
 def test_tokens_that_come_together_share_the_time_and_the_first_is_none_of_them():
     metrics, ticket = Metrics("m"), SimpleNamespace(seen=0)
-    metrics.grew(ticket, 1, 0.9)
-    ticket.seen = 1
+    metrics.grew(ticket, 2, 0.9)
+    ticket.seen = 2
     metrics.grew(ticket, 4, 0.4)
     found = values(metrics)
-    assert found["qwen:inter_token_latency_seconds_count",] == 4
+    assert found["qwen:inter_token_latency_seconds_count",] == 1 + 4
     assert found["qwen:inter_token_latency_seconds_sum",] == pytest.approx(0.4)
 
 

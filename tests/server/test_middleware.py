@@ -7,6 +7,7 @@ import re
 import pytest
 
 from qwen_mindspore.server import logs
+from qwen_mindspore.server.errors import ApiError
 from qwen_mindspore.server.middleware import Bodies, Keys, Requests, cors_options, parse_json, route_path
 
 
@@ -170,6 +171,20 @@ def test_what_is_too_long_is_refused_before_it_is_read_to_the_end(headers, body)
 def test_what_is_not_said_to_be_json_is_refused(kind):
     answer = post(b"{}", headers=[("Content-Type", kind)] if kind else [])
     assert answer[0] == 415 and message_of(answer) == f"Content-Type: expected application/json, found {kind or 'none'}"
+
+
+def test_where_nobody_is_let_in_nothing_is_read():
+    def gate(path):
+        raise ApiError(429, f"{path}: full", headers={"Retry-After": "3"})
+
+    async def unread(scope, receive, send):
+        async def receive():
+            raise AssertionError("read")
+
+        await Bodies(echo, {"/"}, gate=gate)(scope, receive, send)
+
+    status, headers, said = call(unread, "POST", "/", JSON)
+    assert (status, headers["retry-after"]) == (429, "3") and b"/: full" in said
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for():

@@ -202,6 +202,24 @@ def name_of(args, checkpoint):
     return path.stem if path.is_file() else path.name
 
 
+def build_grammars(tokenizer, vocab_size):
+    """
+    What holds answers to a form, while a thread makes it ready; None, with a warning, where its package is missing:
+    requests that need it are refused then.
+    """
+    from qwen_mindspore.generate.grammar import Grammars
+    from qwen_mindspore.server.logs import log
+
+    try:
+        import_extra("llguidance", "server", "a form of answers (response_format, tool_choice)")
+    except ValueError as error:
+        log(str(error), logging.WARNING)
+        return None
+    grammars = Grammars(tokenizer, vocab_size, [tokenizer.im_end_id, tokenizer.eod_id])
+    threading.Thread(target=grammars.prepare, name="grammars", daemon=True).start()
+    return grammars
+
+
 def build_service(args, config):
     """
     The Service of a command line, without its engine, and what builds that.
@@ -236,10 +254,11 @@ def build_service(args, config):
                       tool_grammar=args.tool_grammar == "on")
 
     def load():
+        service.grammars = build_grammars(tokenizer, model_config.vocab_size)
         engine = Engine(build_model(config), max_batch=args.batch_size)
         service.config = engine.config
         answers = Answers(engine, tokenizer)
-        warm_up(answers)
+        warm_up(answers, settings)
         return answers
 
     return service, load
@@ -257,9 +276,12 @@ def serve(args):
     """
     for package in WEB:
         import_extra(package, "server", "a server")
+    from qwen_mindspore.server.middleware import cors_options as check_origins
+
     settle_original(args)
     keys, users = keys_of(args), users_of(args)
     check_certificate(args.ssl_certfile, args.ssl_keyfile)
+    check_origins(args.cors_origins)
     with bind(args.host, args.port) as listener:
         settle_model(args)
         return _serve(args, config_of(args), keys, users, listener)  # imports MindFormers, which takes seconds
@@ -290,7 +312,7 @@ def leave(code):
     End the process without more ado, where a thread is still in the middle of a computation: Python, when it ends,
     would pull the ground from under its feet.
     """
-    if any(thread.name in ("load", "engine") for thread in threading.enumerate()):
+    if any(thread.name in ("load", "engine", "grammars") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -11,7 +11,7 @@ from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
 
 from qwen_mindspore import __version__
-from qwen_mindspore.server import info
+from qwen_mindspore.server import chat, completions, info
 from qwen_mindspore.server.errors import ApiError, install_handlers
 from qwen_mindspore.server.middleware import Activity, Bodies, Keys, Requests, cors_options, route_path
 from qwen_mindspore.server.reference import reference_page
@@ -19,10 +19,11 @@ from qwen_mindspore.server.reference import reference_page
 __all__ = ["CSP", "PUBLIC", "create_app", "page_folder"]
 
 # The page needs nothing from elsewhere, and nothing that an answer holds may bring it in. KaTeX sets styles inline.
-CSP = ("default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-       "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'")
+CSP = ("default-src 'self'; style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+       "frame-ancestors 'none'")
 # What anybody may have where keys are set, besides the page's files. Whatever is not named needs a key.
 PUBLIC = {"/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json", "/favicon.ico"}
+GENERATING = {route.path for router in (chat.router, completions.router) for route in router.routes}
 TITLE = "Qwen on MindSpore"
 ABOUT = "OpenAI's interface, and what vLLM and llama.cpp have beside it, over one Qwen."
 
@@ -68,7 +69,7 @@ def create_app(service, keys=(), users=(), origins=("localhost",), log_prompts=F
     app.router.default = _no_route
     # From the inside out.
     paths = {route.path for router in _routers() for route in router.routes if "POST" in route.methods}
-    app.add_middleware(Bodies, paths=paths, max_body=service.limits.max_body)
+    app.add_middleware(Bodies, paths=paths, max_body=service.limits.max_body, gate=lambda path: _gate(service, path))
     app.add_middleware(Keys, keys=keys, users=users, public=lambda path: path in PUBLIC or files.has(path))
     app.add_middleware(CORSMiddleware, **cors_options(origins))
     app.add_middleware(Requests, headers=[(b"content-security-policy", CSP.encode())], prompts=log_prompts,
@@ -77,11 +78,18 @@ def create_app(service, keys=(), users=(), origins=("localhost",), log_prompts=F
 
 
 async def _no_route(scope, receive, send):
-    raise ApiError(404, f"{scope['method']} {route_path(scope)}: there is no such route; /docs lists those that there are")
+    asked = f"{scope['method']} {route_path(scope)}"
+    raise ApiError(404, f"{asked}: there is no such route; /docs lists those that there are")
+
+
+def _gate(service, path):
+    """ApiError where a request for an answer can't be let in, whatever it asks; see `Service.admit`."""
+    if path in GENERATING:
+        service.admit(0)
 
 
 def _routers():
-    return (info.router,)
+    return (chat.router, completions.router, info.router)
 
 
 class _Page(Mount):

@@ -13,7 +13,6 @@ import time
 
 import uvicorn
 
-from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.address import url_of
 from qwen_mindspore.server.logs import log
 from qwen_mindspore.server.runner import Runner
@@ -26,14 +25,15 @@ STEP_SECONDS = 10  # in which a step of the engine should be over
 CUT_OFF = 128 + signal.SIGINT  # the exit code where answers were cut off, as of any command that is interrupted
 
 
-def warm_up(answers):
+def warm_up(answers, settings):
     """
     Have an engine compile what answering takes, prefill and decode, one at a time and several at once.
 
     Args:
         answers (Answers): Over the engine.
+        settings (GenerationSettings): Those of requests that say nothing.
     """
-    settings = GenerationSettings(max_new_tokens=3, do_sample=False)
+    settings = settings.override(max_new_tokens=3)
     hello = answers.tokenizer.encode("Hello")
     for count in dict.fromkeys((1, min(2, answers.engine.max_batch))):
         for number in range(count):
@@ -64,6 +64,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service, self.activity, self.drain_seconds = service, activity, drain_seconds
         self.failure, self.was_cut, self.signals, self.deadline = None, False, 0, None
+        self.is_told = False  # that the engine has died
         self.loader = threading.Thread(target=self._load, args=(load,), name="load", daemon=True) if load else None
 
     async def startup(self, sockets=None):
@@ -120,6 +121,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter):
         """What uvicorn calls ten times a second; True: it is time to end."""
+        if self.service.condition == "dead" and not self.is_told:
+            self.is_told = True
+            log("the engine has died: nothing is answered any more", logging.CRITICAL)
         if self.signals and self.deadline is None:
             self._drain()
         if self.deadline is not None:

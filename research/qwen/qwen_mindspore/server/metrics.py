@@ -103,10 +103,13 @@ class Metrics(service.Metrics):
         self._count("admission_rejections", status=str(status))
 
     def grew(self, ticket, tokens, seconds):
-        """See `service.Metrics`. Several tokens at once share the time; the first one's is another metric."""
-        if ticket.seen:
-            for _ in range(tokens):
-                self._observe("inter_token_latency_seconds", seconds / tokens)
+        """
+        See `service.Metrics`. Several tokens at once share the time. The first of an answer has another metric, and
+        what comes together with it has not been waited for.
+        """
+        count, wait = (tokens, seconds / tokens) if ticket.seen else (tokens - 1, 0.0)
+        for _ in range(count):
+            self._observe("inter_token_latency_seconds", wait)
 
     def answered(self, route, method, status):
         """

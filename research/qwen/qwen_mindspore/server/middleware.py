@@ -27,6 +27,7 @@ from qwen_mindspore.server.logs import LOG, NOTES, log
 
 __all__ = ["LOCALHOST", "Activity", "Bodies", "Keys", "Requests", "cors_options", "parse_json", "route_path"]
 
+CLOSE = {"Connection": "close"}  # what else comes is not read
 DEEPEST = 64  # lists and objects within each other: a schema has a dozen
 LONGEST_INT = 400  # digits
 BODY_SECONDS = 60.0  # for a body to arrive
@@ -89,8 +90,10 @@ class Requests:
                 message = {**message, "headers": [
                     *message.get("headers", ()), (b"x-request-id", id.encode()),
                     *(header for header in self.headers if header[0] not in present)]}
-            elif not message.get("more_body"):
-                is_over = True
+            else:
+                is_over = not message.get("more_body")
+                if status >= 500 and "error" not in notes:
+                    notes["error"] = _told(message["body"])
             await send(message)
 
         self.activity.count += 1
@@ -124,6 +127,14 @@ class Activity:
 
     def __init__(self):
         self.count = 0
+
+
+def _told(body):
+    """The message of an error of ours; it says nothing of what was asked."""
+    try:
+        return json.loads(body)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _request_id(given):
@@ -221,10 +232,13 @@ class Bodies:
         paths (Collection[str]): Where bodies are sent to. Nobody reads them elsewhere.
         max_body (int): Bytes.
         seconds (float): In which a body must arrive.
+        gate (function): Called with a path before anything is read; raises ApiError where nobody is let in now. So a
+            flood of long requests takes neither memory nor time.
     """
 
-    def __init__(self, app, paths, max_body=4 * 2**20, seconds=BODY_SECONDS):
+    def __init__(self, app, paths, max_body=4 * 2**20, seconds=BODY_SECONDS, gate=None):
         self.app, self.paths, self.max_body, self.seconds = app, paths, max_body, seconds
+        self.gate = gate or (lambda path: None)
 
     async def __call__(self, scope, receive, send):
         """ASGI."""
@@ -232,13 +246,14 @@ class Bodies:
             await self.app(scope, receive, send)
             return
         try:
+            self.gate(route_path(scope))
             body = await asyncio.wait_for(self._read(scope, receive), self.seconds)
             if body is None:  # the client is gone
                 return
             _check_type(scope, body)
             parse_json(body)
         except asyncio.TimeoutError:
-            error = ApiError(408, f"the body did not arrive within {self.seconds:g} s")
+            error = ApiError(408, f"the body did not arrive within {self.seconds:g} s", headers=CLOSE)
         except ValueError as found:
             error = invalid(f"the body: {found}")
         except ApiError as found:
@@ -248,7 +263,6 @@ class Bodies:
                 scope["state"]["body"] = body.decode("utf-8")
             await self.app(scope, _again(body, receive), send)
             return
-        error.headers = {"Connection": "close"}  # what else comes is not read
         await error_response(error)(scope, receive, send)
 
     async def _read(self, scope, receive):
@@ -270,7 +284,7 @@ class Bodies:
 
     def _too_long(self, length):
         return ApiError(413, f"the body: expected at most {self.max_body} bytes, found {length} or more; --max_body "
-                             "allows more", code="request_too_large")
+                             "allows more", code="request_too_large", headers=CLOSE)
 
 
 def _again(body, receive):

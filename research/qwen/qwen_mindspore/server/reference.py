@@ -70,5 +70,5 @@ def _kind(field, openapi, depth=0):
     if kind == "array" and depth < 3:
         return f"[{_kind(field.get('items', {}), openapi, depth + 1)}]"
     bounds = [f"{sign} {field[key]}" for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
-              if key in field]
+              if abs(field.get(key, 1e99)) < 1e15]
     return " ".join([kind, *bounds])
