@@ -12,18 +12,20 @@ from lm_eval.tasks import TaskManager
 URL, FOLDER = os.environ["QWEN_URL"], Path(os.environ["QWEN_FOLDER"])
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW = 128  # tokens that are predicted from one call
-TEXT = """It was late in the autumn when the first ship came back to the harbor. The sailors had been away for two years,
-and nobody in the town had expected to see them again. Children ran down to the water; old men took off their hats.
-The captain, a quiet woman from the north, stood at the rail and counted the lights. There were fewer than before.
-"We will need bread," she said, "and a carpenter, and someone who can read this." She held up a small book, bound in
-green leather, whose pages were covered with signs that no one on board had understood. The mayor took it, opened it,
-closed it again, and sent for the teacher of mathematics. What the teacher found was not a story but a list: names of
-places, and beside each of them two numbers. For a week he wrote on the blackboard of the school, and for a week the
-children had no lessons. Then he came down to the harbor and told the captain what the book was about. It was a table
-of the tides, he said, but of tides that had not come yet; the last of them would rise in the spring, and it would be
-higher than the tower of the church. The captain looked at the tower for a long time. Then she asked how many ships
-could be built before the spring, and the carpenter, who had only come for the ladder, said that it depended on the
-trees. So they went into the forest and counted the trees, and in the evening they began to work."""
+TEXT = """\
+It was late in the autumn when the first ship came back to the harbor. The sailors had been away for two
+years, and nobody in the town had expected to see them again. Children ran down to the water; old men took off
+their hats. The captain, a quiet woman from the north, stood at the rail and counted the lights. There were
+fewer than before. "We will need bread," she said, "and a carpenter, and someone who can read this." She held
+up a small book, bound in green leather, whose pages were covered with signs that no one on board had
+understood. The mayor took it, opened it, closed it again, and sent for the teacher of mathematics. What the
+teacher found was not a story but a list: names of places, and beside each of them two numbers. For a week he
+wrote on the blackboard of the school, and for a week the children had no lessons. Then he came down to the
+harbor and told the captain what the book was about. It was a table of the tides, he said, but of tides that
+had not come yet; the last of them would rise in the spring, and it would be higher than the tower of the
+church. The captain looked at the tower for a long time. Then she asked how many ships could be built before
+the spring, and the carpenter, who had only come for the ladder, said that it depended on the trees. So they
+went into the forest and counted the trees, and in the evening they began to work."""
 
 
 def post(path, **body):

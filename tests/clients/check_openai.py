@@ -149,7 +149,7 @@ def test_raw_responses(client):
 
 
 @pytest.mark.parametrize("fields, param", [
-    ({"temperature": 9}, "temperature"), ({"max_tokens": 0}, "max_tokens"), ({"n": 0}, "n"),
+    ({"temperature": -1}, "temperature"), ({"max_tokens": 0}, "max_tokens"), ({"n": 0}, "n"),
     ({"messages": []}, "messages"), ({"messages": [{"role": "nobody", "content": "x"}]}, "messages[0].role"),
     ({"extra_body": {"max_token": 3}}, "max_token"), ({"audio": {"format": "wav", "voice": "alloy"}}, "audio"),
     ({"tool_choice": "required"}, "tool_choice"), ({"logit_bias": {"foo": 1}}, "logit_bias"),

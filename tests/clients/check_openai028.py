@@ -85,5 +85,5 @@ def test_completions_and_models():
 
 def test_errors_are_what_the_client_knows():
     with pytest.raises(openai.error.InvalidRequestError) as info:
-        call([QUESTION], temperature=7)
+        call([QUESTION], temperature=-1)
     assert info.value.param == "temperature"

@@ -25,7 +25,7 @@ def test_a_loop_over_a_tool(client):
     message = asked.choices[0].message
     call = message.tool_calls[0]
     assert asked.choices[0].finish_reason == "tool_calls" and message.content is None
-    assert message.reasoning_content == "I should use get_weather."
+    assert message.reasoning_content == "I know what to do."
     assert call.function.name == "get_weather"
     assert json.loads(call.function.arguments) == {"place": "Boston", "days": 1}
     told = client.chat.completions.create(model=MODEL, tools=TOOLS, messages=[
@@ -43,7 +43,7 @@ def test_a_streamed_call(client):
     assert len(calls) > 3, "arguments come as they are written"
     assert json.loads("".join(call.function.arguments for call in calls)) == {"place": "Boston", "days": 1}
     assert "".join(delta.reasoning_content for delta in deltas if getattr(delta, "reasoning_content", None)
-                   ) == "I should use get_weather."
+                   ) == "I know what to do."
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     assert not any(delta.content for delta in deltas)
 

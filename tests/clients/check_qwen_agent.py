@@ -4,6 +4,7 @@ import os
 
 import pytest
 from qwen_agent.agents import Assistant, ReActChat
+from qwen_agent.llm import get_chat_model
 from qwen_agent.tools.base import BaseTool, register_tool
 
 SERVER = {"model_type": "oai", "model": os.environ["QWEN_MODEL"], "model_server": os.environ["QWEN_URL"] + "/v1",
@@ -15,7 +16,8 @@ calls = []
 @register_tool("get_weather")
 class Weather(BaseTool):
     description = "The weather of a place."
-    parameters = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+    parameters = {"type": "object", "properties": {"place": {"type": "string"}},  # noqa: RUF012
+                  "required": ["place"]}
 
     def call(self, params, **kwargs):
         calls.append(json.loads(params))
@@ -48,6 +50,12 @@ def test_an_assistant_with_tools_by_its_own_prompts(form):
     messages = last(Assistant(llm=llm(fncall_prompt_type=form), function_list=["get_weather"]))
     assert calls == [{"place": "Boston"}]
     assert "22 degrees" in messages[-1]["content"]
+
+
+def test_a_call_by_the_older_prompts_whole():
+    messages = get_chat_model(llm(fncall_prompt_type="qwen")).chat(messages=QUESTION, functions=[Weather().function],
+                                                                   stream=False)
+    assert json.loads(messages[-1]["function_call"]["arguments"]) == {"place": "Boston"}
 
 
 def test_an_assistant_with_the_servers_tools():

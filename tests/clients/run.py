@@ -202,6 +202,10 @@ def run(name, judge, url, folder, expression):
     place, settings = HERE, {"QWEN_URL": url, "QWEN_MODEL": NAME, "QWEN_FOLDER": str(folder), "QWEN_PYTHON":
                              sys.executable, "QWEN_CHECKPOINT": str(CHECKPOINT), "QWEN_CONFIG": str(DEMO)}
     options = ["-c", os.devnull, "--rootdir", str(HERE), "--confcutdir", str(HERE), "-p", "no:cacheprovider"]
+    if judge.environment == "langchain":
+        # A client is kept between tests, and so must be its event loop.
+        options += ["-o", "asyncio_mode=auto", "-o", "asyncio_default_test_loop_scope=session", "-o",
+                    "asyncio_default_fixture_loop_scope=session"]
     if judge.suite:
         place = fetched(judge.suite, folder)
         options = ["-p", "no:cacheprovider"]

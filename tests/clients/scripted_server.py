@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from qwen_mindspore.generate.grammar import Grammars
 
 from helpers.scripted import ScriptedEngine
 from qwen_mindspore.generate.answers import Answers
-from qwen_mindspore.generate.grammar import Grammars
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server import lifecycle
 from qwen_mindspore.server.address import bind
@@ -61,10 +61,11 @@ def _react(prompt, question, last):
     loop = last or loop
     lead = " " if loop.endswith("Thought:") or question.endswith("\nThought:") else "Thought: "
     observations = re.findall(r"\nObservation: (.*?)(?=\nThought:|\Z)", loop, re.S)
-    final = f"{lead}I now know the final answer.\nFinal Answer: {observations[-1] if observations else 'Hello!'}"
+    lead += "I know what to do."  # the same before all, so that a grammar may choose behind it
+    final = f"{lead}\nFinal Answer: {observations[-1] if observations else 'Hello!'}"
     tools = {name: json.loads(parameters) for name, parameters in re.findall(
-        r"^(\S+): Call this tool to interact with .*?Parameters: ([\[{].*?[\]}])(?: Format.*| 此.*)?$", prompt, re.M)}
-    calls = [f"{lead}I should use {name}.\nAction: {name}\nAction Input: {made(parameters, query)}\n"
+        r"^(\S+): Call this tool to interact with [\s\S]*?Parameters: ([\[{].*?[\]}])(?: Format.*| 此.*)?$", prompt, re.M)}
+    calls = [f"{lead}\nAction: {name}\nAction Input: {made(parameters, query)}\n"
              for name, parameters in sorted(tools.items(), key=lambda tool: not _is_named(tool[0], query))]
     is_wanted = any(_is_named(name, query) for name in tools) and not observations
     return [*calls, final] if is_wanted else [final, *calls]
@@ -72,7 +73,7 @@ def _react(prompt, question, last):
 
 def _is_named(name, query):
     """Whether a question has a tool's name, or a word of it."""
-    return name in query or any(word in query.lower().split() for word in name.split("_") if len(word) > 3)
+    return name in query or any(word in re.findall(r"\w+", query.lower()) for word in name.split("_") if len(word) > 3)
 
 
 def _marked(prompt, question, last):
@@ -150,7 +151,7 @@ class Ruled(ScriptedEngine):
     """A scripted engine that follows the rules above."""
 
     def __init__(self, tokenizer):
-        super().__init__("", max_batch=8, room=ROOM, end=END, vocab_size=VOCABULARY)
+        super().__init__("", pace=0.001, max_batch=8, room=ROOM, end=END, vocab_size=VOCABULARY)
         self.tokenizer = tokenizer
 
     def add(self, request):

@@ -3,10 +3,10 @@ import json
 
 import jsonschema
 import pytest
+from qwen_mindspore.generate.grammar import Grammars
 
 from helpers.api import Api, events_of
 from qwen_mindspore.generate.engine import Engine
-from qwen_mindspore.generate.grammar import Grammars
 
 WEATHER = {"name": "get_weather", "description": "Weather of a place.", "parameters": {
     "type": "object", "properties": {"place": {"type": "string", "maxLength": 12}, "days": {"type": "integer"},
