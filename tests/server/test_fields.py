@@ -94,6 +94,7 @@ def test_stop_ids_are_added_to_the_models(tokenizer):
     ({"logprobs": 1}, "logprobs: input should be a valid boolean, found 1"),
     ({"stream_options": {"include": True}}, "stream_options.include: unrecognized argument"),
     ({"stream_options": 3}, "stream_options: input should be"),
+    ({"stream_options": {}}, "stream_options: expected stream to be true with it"),
     ({"messages": None}, "messages: input should be a valid list, found None"),
 ])
 def test_a_value_that_a_field_can_not_have_is_refused_by_name(tokenizer, fields, said):

@@ -114,6 +114,12 @@ class GenerationRequest(BaseModel):
                                    f"{ADVICE.get(name, '')}", name)
         return kept
 
+    @model_validator(mode="after")
+    def _stream_only(self):
+        if self.stream_options is not None and not self.stream:
+            raise _refused("stream_options: expected stream to be true with it", "stream_options")
+        return self
+
 
 class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
