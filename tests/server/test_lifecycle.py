@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 
 import httpx
 import pytest
@@ -274,3 +275,28 @@ def test_an_engine_that_dies_is_told_by_health_and_in_the_log(tokenizer, capsys)
     assert any(line["level"] == "critical" for line in lines)
     failed = next(line for line in lines if line.get("status") == 500)
     assert "out of the window" in failed["error"]
+
+
+def test_two_hundred_clients_hang_up_and_the_next_is_answered_at_once(tokenizer, capsys):
+    from qwen_mindspore.server.logs import set_up_logs
+    set_up_logs()
+    engine = ScriptedEngine("x" * 10_000, pace=0.005, room=20_000)
+    with serving(tokenizer, engine) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        body = json.dumps({**HI, "stream": True, "max_tokens": 10_000}).encode()
+        head = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n").encode()
+        connections = [socket.create_connection((host, int(port))) for _ in range(200)]
+        for connection in connections:
+            connection.sendall(head + body)
+        for connection in connections:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
+        for connection in connections:
+            connection.close()
+        begin = time.monotonic()
+        assert server.post("/v1/chat/completions", {**HI, "max_tokens": 3}).status_code == 200
+        assert time.monotonic() - begin < 3
+        until(lambda: not engine.sequences and not server.server.activity.count)
+        assert 'finished_reason="cancelled",model_name="qwen-test"} 200.0' in server.get("/metrics").text
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert sum(line.get("client_gone", False) for line in lines) == 200
