@@ -221,8 +221,14 @@ def run(name, judge, url, folder, expression):
     settings["PROJECT_PATH"] = project_path()
     command = [str(python), "-m", "pytest", "-q", f"--junitxml={report}", *options,
                *(["-k", expression] if expression else []), *judge.tests]
-    with open(folder / f"{name}.log", "wb") as log:
-        subprocess.run(command, cwd=place, env=environment(**settings), stdout=log, stderr=subprocess.STDOUT)
+    try:
+        with open(folder / f"{name}.log", "wb") as log:
+            subprocess.run(command, cwd=place, env=environment(**settings), stdout=log, stderr=subprocess.STDOUT)
+    finally:
+        for path in (folder / "pool").glob("*.pid"):  # the servers of llama_shim.py
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.stem), signal.SIGTERM)
+            path.unlink()
     if not report.exists():
         raise SystemExit(f"{name}: pytest has not run:\n{(folder / f'{name}.log').read_text(errors='replace')[-3000:]}")
     return {test.removeprefix(judge.prefix): outcome for test, outcome in outcomes_of(report)}

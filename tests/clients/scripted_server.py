@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from qwen_mindspore.generate.grammar import Grammars
 
 from helpers.scripted import ScriptedEngine
 from qwen_mindspore.generate.answers import Answers
+from qwen_mindspore.generate.grammar import Grammars
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server import lifecycle
 from qwen_mindspore.server.address import bind

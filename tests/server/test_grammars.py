@@ -2,10 +2,10 @@
 import json
 
 import pytest
-from qwen_mindspore.generate.grammar import Grammars
 
 from helpers.api import Api, events_of
 from qwen_mindspore.generate.engine import Engine
+from qwen_mindspore.generate.grammar import Grammars
 
 pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
