@@ -32,7 +32,6 @@ CHECKPOINT = Path(os.environ.get("CHECKPOINT") or
 DEMO = ROOT / "configs" / "predict_qwen_demo.yaml"
 NAME = "qwen-demo"
 START = 300  # seconds that a server may take till it is ready
-LEFT_OUT = "left_out"
 
 
 class Judge(NamedTuple):
@@ -93,8 +92,9 @@ def main(argv=None):
             if judge.server and judge.server not in urls:
                 urls[judge.server] = servers.enter_context(serving(judge.server, folder))
             say(f"{name} ...")
-            outcomes = run(name, judge, urls.get(judge.server, ""), folder, args.filter)
-            totals += judged(name, outcomes, deviations.get(name) or {}, bool(args.filter))
+            listed = deviations.get(name) or {}
+            outcomes = run(name, judge, urls.get(judge.server, ""), folder, args.filter, listed)
+            totals += judged(name, outcomes, listed, bool(args.filter))
     print(f"{totals['passed']} passed, {totals['failed']} failed, {totals['skipped']} skipped")
     return 1 if totals["failed"] or not totals["passed"] else 0
 
@@ -190,9 +190,25 @@ def fetched(suite, folder):
     return folder / "suites" / archive.name.removesuffix(".tar.gz") / inner
 
 
-def run(name, judge, url, folder, expression):
+def check_files(name, judge, place, listed):
+    """SystemExit where a suite has a file that is neither run nor left out with a reason, or has one no more."""
+    known = {entry["file"] for entry in listed.get("left_out", ())} | set(judge.tests)
+    folders = {(place / test).parent for test in judge.tests}
+    there = {path.relative_to(place).as_posix() for one in folders for path in one.glob("test_*.py")}
+    if listed.get("left_out") and known != there:
+        raise SystemExit(f"{name}: deviations.yaml and the suite differ in {', '.join(sorted(known ^ there))}")
+
+
+def run(name, judge, url, folder, expression, listed):
     """
     Run a judge.
+
+    Args:
+        name (str), judge (Judge): Which.
+        url (str): Of the server.
+        folder (Path): For logs and reports.
+        expression (str | None): pytest's -k.
+        listed (dict): Of the judge in deviations.yaml.
 
     Returns:
         dict, test -> "passed", "failed" or "skipped".
@@ -208,9 +224,10 @@ def run(name, judge, url, folder, expression):
                     "asyncio_default_fixture_loop_scope=session"]
     if judge.suite:
         place = fetched(judge.suite, folder)
+        check_files(name, judge, place, listed)
         options = ["-p", "no:cacheprovider"]
         if name == "llama.cpp":
-            settings |= _adapt_llama(place, folder)
+            settings |= _adapt_llama(place, folder, listed["constants"])
             options += ["-p", "llama_plugin", "-m", "not slow"]
         else:
             settings |= {"TEST_API_BASE_URL": f"{url}/v1"}
@@ -234,14 +251,13 @@ def run(name, judge, url, folder, expression):
     return {test.removeprefix(judge.prefix): outcome for test, outcome in outcomes_of(report)}
 
 
-def _adapt_llama(place, folder):
+def _adapt_llama(place, folder, changes):
     """
     What the suite's other model says, and its version, are not ours: such constants are taken out of the tests.
 
     Returns:
         dict, the environment that its tests need.
     """
-    changes = yaml.safe_load((HERE / "deviations.yaml").read_text(encoding="utf-8"))["llama.cpp"]["constants"]
     for path in sorted(place.glob("unit/*.py")):
         text = path.read_text(encoding="utf-8")
         for change in changes:

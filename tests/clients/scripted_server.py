@@ -64,7 +64,7 @@ def _react(prompt, question, last):
     lead += "I know what to do."  # the same before all, so that a grammar may choose behind it
     final = f"{lead}\nFinal Answer: {observations[-1] if observations else 'Hello!'}"
     tools = {name: json.loads(parameters) for name, parameters in re.findall(
-        r"^(\S+): Call this tool to interact with [\s\S]*?Parameters: ([\[{].*?[\]}])(?: Format.*| 此.*)?$", prompt, re.M)}
+        r"^(\S+): Call this tool to interact with [\s\S]*?Parameters: ([\[{].*?[\]}])(?: Format.*)?$", prompt, re.M)}
     calls = [f"{lead}\nAction: {name}\nAction Input: {made(parameters, query)}\n"
              for name, parameters in sorted(tools.items(), key=lambda tool: not _is_named(tool[0], query))]
     is_wanted = any(_is_named(name, query) for name in tools) and not observations
