@@ -10,8 +10,10 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from helpers.properties import tell
+from helpers.properties import tell, tried, values
 from helpers.schemas import draw, random_object, random_parameters
 from qwen_mindspore.common.files import cache_folder
 from qwen_mindspore.generate.grammar import Grammars
@@ -200,6 +202,22 @@ class TestTools:
         assert (closed["$defs"]["x"].get("additionalProperties") is False) == is_closed
 
 
+    @pytest.mark.parametrize("by_reference", [False, True])
+    @pytest.mark.parametrize("keyword, first, second, are_closed", [
+        ("anyOf", {}, {}, True), ("oneOf", {}, {}, False),
+        ("oneOf", {"kind": {"const": "a"}}, {"kind": {"const": "b"}}, True),
+        ("oneOf", {"kind": {"const": "a"}}, {"kind": {"const": "a"}}, False),
+        ("oneOf", {"kind": {"const": "a"}}, {"sort": {"const": "b"}}, False)])
+    def test_objects_to_choose_from_are_closed_where_no_two_can_fit(
+            self, keyword, first, second, are_closed, by_reference):
+        parts = {name: {"properties": {**tag, name: {}}, "required": list(tag)}
+                 for name, tag in (("x", first), ("y", second))}
+        use = [{"$ref": f"#/$defs/{name}"} for name in parts] if by_reference else list(parts.values())
+        schema = parameters_schema({"properties": {"a": {keyword: use}}, "$defs": parts if by_reference else {}})
+        found = list(schema["$defs"].values()) if by_reference else schema["properties"]["a"][keyword]
+        assert [part.get("additionalProperties") is False for part in found] == [are_closed] * 2
+
+
 class TestSchemas:
     @pytest.mark.parametrize("seed", range(100, 112))
     def test_any_draw_fits(self, any_vocabulary, seed):
@@ -297,6 +315,15 @@ HOSTILE = {
 }
 
 
+KEYWORDS = [
+    "$defs", "$ref", "additionalProperties", "allOf", "anyOf", "const", "definitions", "enum", "exclusiveMaximum",
+    "exclusiveMinimum", "format", "items", "maxItems", "maxLength", "maxProperties", "maximum", "minItems", "minLength",
+    "minProperties", "minimum", "multipleOf", "not", "oneOf", "pattern", "patternProperties", "prefixItems",
+    "properties", "required", "type", "uniqueItems", "x-guidance"]
+TYPES = ["object", "array", "string", "integer", "number", "null", "boolean", ["object", "null"], "#/$defs/a", "#",
+         "date", "^a{2,3}$"]
+
+
 class TestStrangers:
     @pytest.mark.parametrize("name", HOSTILE)
     def test_a_hostile_schema_is_refused_in_a_line_or_bounded_in_time(self, qwen, name):
@@ -308,6 +335,20 @@ class TestStrangers:
         except (ValueError, RuntimeError) as error:
             tell(error, ["schema", "grammar"])
         assert time.process_time() - start < 2
+
+    @tried(200)
+    @given(st.recursive(st.booleans() | values(), lambda inner: st.dictionaries(
+        st.sampled_from(KEYWORDS), inner | st.lists(inner, max_size=3) | st.dictionaries(
+            st.sampled_from(["a", "b"]), inner, max_size=2) | st.sampled_from(TYPES) | values(), max_size=4),
+        max_leaves=6))
+    def test_anything_is_a_schema_or_refused_in_a_line(self, tiny, schema):
+        for make in (tiny.grammars.json_schema, lambda it: tiny.grammars.react([Tool("f", "", it)], "f")):
+            try:
+                grammar = make(schema)
+            except ValueError as error:
+                tell(error, ["schema", "parameters of f"])
+            else:
+                assert tiny.allowed(grammar).any()
 
     def test_what_gets_too_complex_on_the_way_ends_this_answer_in_a_line(self, tiny):
         grammar = tiny.grammars.json_object()

@@ -18,7 +18,7 @@ MOST_MULTIPLES = 20_000  # of all multipleOf together: the states of an automato
 LONGEST_FORCED = 256
 
 # Those that llguidance knows. Others are annotations, by the standard all are.
-FORMATS = {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid"}
+FORMATS = ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
 
 # Where schemas stand within a schema.
 SCHEMAS = {"additionalItems", "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then",
@@ -50,10 +50,12 @@ def parameters_schema(parameters):
     """
     if isinstance(parameters, (list, tuple)):
         parameters = _schema_of_list(parameters)
-    if not parameters:
+    if parameters is None or parameters == {}:
         return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not isinstance(parameters, dict):
+        raise ValueError(f"expected a JSON schema, an object, found {shown(parameters)}")
     _check_size(parameters)
-    closed = _closed(parameters, _may_close_definitions(parameters))
+    closed = _closed(parameters, parameters, _may_close_definitions(parameters))
     return closed if closed.keys() & {"type", *OPENING} - {"additionalProperties"} else {"type": "object", **closed}
 
 
@@ -71,10 +73,39 @@ def _schema_of_list(parameters):
 
 
 def _may_close_definitions(schema):
-    """Whether no definition is a part of a larger object: closed, it would forbid what another part asks for."""
+    """
+    Whether no definition is a part of a larger object: closed, it would forbid what another part asks for; or one of
+    several of which just one may fit: closed, they might not overlap any more, and open they do.
+    """
     return not any("unevaluatedProperties" in node or len(_listed(node, "allOf")) > 1
                    or (node.keys() & {"$ref", "allOf"} and node.keys() & {"properties", "required"})
+                   or ("oneOf" in node and not _are_tagged(node["oneOf"], schema))
                    for node in _nodes(schema))
+
+
+def _are_tagged(schemas, root):
+    """Whether each of some objects has a constant that the others have not, as a discriminator."""
+    if not isinstance(schemas, list) or not all(isinstance(schema, dict) for schema in schemas):
+        return False
+    schemas = [_resolved(schema, root) for schema in schemas]
+    names = set.intersection(*({name for name in _listed(schema, "required") if isinstance(name, str)}
+                               for schema in schemas)) if schemas else ()
+    return any(len({_tag(schema, name) for schema in schemas} - {None}) == len(schemas) for name in names)
+
+
+def _resolved(schema, root):
+    """A definition in place of a reference to it."""
+    _, _, place = str(schema.get("$ref", "")).partition("#/")
+    kind, _, name = place.partition("/")
+    definitions = root.get(kind) if kind in ("$defs", "definitions") else None
+    found = definitions.get(name) if isinstance(definitions, dict) else None
+    return found if isinstance(found, dict) else schema
+
+
+def _tag(schema, name):
+    names = schema.get("properties")
+    inner = names.get(name) if isinstance(names, dict) else None
+    return json.dumps(inner["const"]) if isinstance(inner, dict) and "const" in inner else None
 
 
 def _listed(schema, key):
@@ -83,16 +114,20 @@ def _listed(schema, key):
     return list(value) if isinstance(value, (list, tuple, dict)) else []
 
 
-def _closed(schema, with_definitions):
+def _closed(schema, root, with_definitions):
     """The schema with `additionalProperties: false` where an object is all that its properties say."""
     if not isinstance(schema, dict):
         return schema
     schema = dict(schema)
     for key in ("properties", *(("$defs", "definitions") if with_definitions else ())):
         if isinstance(schema.get(key), dict):
-            schema[key] = {name: _closed(inner, with_definitions) for name, inner in schema[key].items()}
+            schema[key] = {name: _closed(inner, root, with_definitions) for name, inner in schema[key].items()}
     if isinstance(schema.get("items"), dict):
-        schema["items"] = _closed(schema["items"], with_definitions)
+        schema["items"] = _closed(schema["items"], root, with_definitions)
+    for key in {"anyOf", "oneOf"} & schema.keys():
+        is_all = not schema.keys() & {"properties", "required", *OPENING} - {key}
+        if is_all and isinstance(schema[key], list) and (key == "anyOf" or _are_tagged(schema[key], root)):
+            schema[key] = [_closed(inner, root, with_definitions) for inner in schema[key]]
     names, required = schema.get("properties"), schema.get("required", [])
     is_whole = isinstance(names, dict) and isinstance(required, list) and not schema.keys() & OPENING
     if is_whole and all(isinstance(name, str) and name in names for name in required):
