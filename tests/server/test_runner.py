@@ -83,6 +83,33 @@ def test_a_cancelled_answer_leaves_the_engine_within_a_step(tokenizer):
     play(tokenizer, engine, scenario)
 
 
+def test_growth_is_told_once_with_how_much_there_was_before(tokenizer):
+    grown = []
+
+    async def scenario(service):
+        service.runner.on_growth = lambda ticket, tokens, seconds: grown.append((ticket.seen, tokens))
+        await all_of(service.runner.submit([1], service.settings))
+
+    play(tokenizer, ScriptedEngine("Hello!", pace=0.002), scenario)
+    assert [seen for seen, _ in grown] == [sum(tokens for _, tokens in grown[:i]) for i in range(len(grown))]
+    assert sum(tokens for _, tokens in grown) == 7
+
+
+def test_who_waits_hears_of_growth_though_counting_it_fails(tokenizer):
+    def fails(*arguments):
+        raise OSError("no counters")
+
+    async def scenario(service):
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        service.runner.on_growth = fails
+        tickets = [service.runner.submit([1], service.settings) for _ in range(3)]
+        for ticket in tickets:
+            await all_of(ticket)
+            assert ticket.answer.text == "Hello!"
+
+    play(tokenizer, ScriptedEngine("Hello!", pace=0.002), scenario)
+
+
 def test_tickets_may_share_an_event(tokenizer):
     async def scenario(service):
         event = asyncio.Event()

@@ -1,6 +1,9 @@
 """Tools over the interface: both generations of it, whole and streamed; the form itself is tested in tests/text."""
+import json
+
 import pytest
 
+from helpers import DATA
 from helpers.api import Api
 from helpers.scripted import ScriptedEngine
 
@@ -129,6 +132,32 @@ def test_parallel_calls_may_be_allowed_or_not(tokenizer):
     for value in (True, False):
         assert ask(tokenizer, CALL, tools=TOOLS, parallel_tool_calls=value)["choices"][0]["finish_reason"] == \
             "tool_calls"
+
+
+# Qwen's own server
+
+GOLDEN = json.loads((DATA / "tools/react.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("case", GOLDEN["prompts"], ids=lambda case: case["name"])
+def test_prompts_are_those_of_qwens_server(tokenizer, case):
+    engine = ScriptedEngine("x", room=8192)
+    fields = {"messages": case["messages"], "functions": case["functions"]}
+    with Api(tokenizer, engine) as api:
+        if case.get("error"):
+            assert api.refused(case["error"], **fields)["param"].startswith("messages")
+        else:
+            api.chat(**fields)
+            assert tokenizer.decode(engine.requests[0].prompt) == case["prompt"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["answers"], ids=lambda case: case["text"])
+def test_answers_are_those_of_qwens_server(tokenizer, case):
+    answer = ask(tokenizer, case["text"], functions=[{"name": "w", "parameters": {}}], changes={"thought": "content"})
+    (choice,) = answer["choices"]
+    assert choice["message"]["content"] == case["content"]
+    assert choice["message"].get("function_call") == case["function_call"]
+    assert choice["finish_reason"] == case["finish_reason"]
 
 
 # Grammars

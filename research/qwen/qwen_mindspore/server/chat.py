@@ -11,7 +11,7 @@ from qwen_mindspore.server.prompts import chat_prompt, check_room, grammars_of, 
 from qwen_mindspore.server.protocol import ChatRequest
 from qwen_mindspore.server.service import service_of
 from qwen_mindspore.server.streams import EventStream, dumps, event_of, whole
-from qwen_mindspore.text.react import Event, ReactStream
+from qwen_mindspore.text.react import Event, ReactStream, parse_response
 
 __all__ = ["prompt_of_body", "router"]
 
@@ -84,6 +84,19 @@ class _Shape:
         self.is_call = self.is_call or any(event.kind == "call" for event in events)
         return self._plain(events) if self._is_plain else events
 
+    def whole(self, text):
+        """{kind: text} of a whole answer; a kind that isn't there is missing."""
+        if self._stream is None or not self._is_plain:
+            parts = {}
+            for kind, part in self.put(text, True):
+                parts[kind] = parts.get(kind, "") + part
+            return parts
+        # Byte for byte what Qwen's server makes of it, which never had to tell the beginning before the end.
+        _, name, arguments, content = parse_response(text)
+        self.is_call = name is not None
+        call = {"call": name, "arguments": arguments} if self.is_call else {}
+        return {**call, **({"content": content.strip()} if content.strip() else {})}
+
     def _plain(self, events):
         told = []
         for event in events:
@@ -126,14 +139,12 @@ def _response(job, prompt, shapes):
 
 def _choice(choice, shape, body):
     piece = choice.read()
-    parts = {"thought": "", "content": None, "call": None, "arguments": ""}
-    for kind, text in shape.put(piece.text, True):
-        parts[kind] = (parts[kind] or "") + text
-    message = {"role": "assistant", "content": parts["content"], "refusal": None}
-    if parts["thought"]:
+    parts = shape.whole(piece.text)
+    message = {"role": "assistant", "content": parts.get("content"), "refusal": None}
+    if "thought" in parts:
         message["reasoning_content"] = parts["thought"]
-    if parts["call"] is not None:
-        call = {"name": parts["call"], "arguments": parts["arguments"]}
+    if "call" in parts:
+        call = {"name": parts["call"], "arguments": parts.get("arguments", "")}
         message |= ({"function_call": call} if shape.is_older else
                     {"tool_calls": [{"id": shape.id, "type": "function", "function": call}]})
     elif message["content"] is None:

@@ -50,6 +50,11 @@ ADVICE = {"max_length": ": it has no effect in Qwen's own server; max_tokens is 
           "structured_outputs": ": give response_format", "guided_json": ": give response_format"}
 
 
+def _field(description=None, **ranges):
+    """A field that may be missing, and what the interface's document says of it; `server.fields` looks at values."""
+    return Field(None, description=description, json_schema_extra=ranges or None)
+
+
 def _refused(message, param):
     return PydanticCustomError("field", "{message}", {"message": message, "param": param, "is_whole": True})
 
@@ -61,7 +66,7 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: bool | None = Field(None, description="accepted; nothing is added to the chunks")
+    include_obfuscation: bool | None = _field("accepted; nothing is added to the chunks")
 
 
 class GenerationRequest(BaseModel):
@@ -70,27 +75,29 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     neutral: ClassVar[dict] = NEUTRAL
 
-    model: str | None = Field(None, description="any name: the one model of this server answers, and says its own")
-    max_tokens: int | None = Field(None, description="the most tokens of an answer")
-    min_tokens: int | None = Field(None, description="before so many tokens nothing ends an answer")
-    n: int | None = Field(None, description="how many answers")
+    model: str | None = _field("any name: the one model of this server answers, and says its own")
+    max_tokens: int | None = _field("the most tokens of an answer", minimum=1)
+    min_tokens: int | None = _field("before so many tokens nothing ends an answer", minimum=0)
+    n: int | None = _field("how many answers", minimum=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = Field(None, description="what ends an answer and is cut off it")
+    stop: str | list[str] | None = _field("what ends an answer and is cut off it")
     stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = Field(None, description="the model's own end does not end an answer")
-    seed: Int64 | None = Field(None, description="same seed, same answer; of n answers the next has the next seed")
-    do_sample: bool | None = Field(None, description="draw tokens; by default where temperature, top_p, ... are given")
-    temperature: float | None = Field(None, description="0: the likeliest token")
-    top_p: float | None = None
-    top_k: int | None = Field(None, description="0 or -1: off")
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(None, description="added to the logits of these ids")
-    response_format: dict[str, Any] | None = Field(None, description="text, json_object or json_schema")
-    return_token_ids: bool | None = Field(None, description="ids of prompt and answer as well")
+    ignore_eos: bool | None = _field("the model's own end does not end an answer")
+    seed: Int64 | None = _field("same seed, same answer; of n answers the next has the next seed")
+    do_sample: bool | None = _field("draw tokens; by default where temperature, top_p, ... are given")
+    temperature: float | None = _field("0: the likeliest token", minimum=0)
+    top_p: float | None = _field("draw from the fewest likeliest tokens that hold so much; 1: off",
+                                 exclusiveMinimum=0, maximum=1)
+    top_k: int | None = _field("draw from so many likeliest tokens; 0 or -1: off", minimum=-1)
+    min_p: float | None = _field("draw from tokens of this share of the likeliest one's probability; 0: off",
+                                 minimum=0, maximum=1)
+    repetition_penalty: float | None = _field("above 1: less of what prompt and answer hold", exclusiveMinimum=0)
+    presence_penalty: float | None = _field("above 0: less of what the answer holds", minimum=-2, maximum=2)
+    frequency_penalty: float | None = _field("the same, each time that it does", minimum=-2, maximum=2)
+    logit_bias: dict[str, float] | None = _field("added to the logits of these ids")
+    response_format: dict[str, Any] | None = _field("text, json_object or json_schema")
+    return_token_ids: bool | None = _field("ids of prompt and answer as well")
     request_id: str | None = Field(None, max_length=128, description="becomes part of the answer's id")
 
     @model_validator(mode="before")
@@ -128,16 +135,16 @@ class ChatRequest(GenerationRequest):
 
     messages: list[dict[str, Any]] = Field(description="role and content; roles: system, developer, user, assistant, "
                                                        "tool, function")
-    max_completion_tokens: int | None = Field(None, description="the same as max_tokens")
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
+    max_completion_tokens: int | None = _field("the same as max_tokens", minimum=1)
+    logprobs: bool | None = _field("how likely each token of the answer was")
+    top_logprobs: int | None = _field("and so many of the likeliest tokens at its place", minimum=0, maximum=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = Field(None, description="accepted: Qwen calls one tool a turn")
-    functions: list[dict[str, Any]] | None = Field(None, description="the older form of tools")
-    function_call: str | dict[str, Any] | None = Field(None, description="the older form of tool_choice")
-    add_generation_prompt: bool | None = Field(None, description="true: begin a new message behind an assistant's")
-    continue_final_message: bool | None = Field(None, description="go on with the last message, an assistant's")
+    parallel_tool_calls: bool | None = _field("accepted: Qwen calls one tool a turn")
+    functions: list[dict[str, Any]] | None = _field("the older form of tools")
+    function_call: str | dict[str, Any] | None = _field("the older form of tool_choice")
+    add_generation_prompt: bool | None = _field("true: begin a new message behind an assistant's")
+    continue_final_message: bool | None = _field("go on with the last message, an assistant's")
 
 
 class CompletionRequest(GenerationRequest):
@@ -145,8 +152,10 @@ class CompletionRequest(GenerationRequest):
 
     neutral: ClassVar[dict] = {name: COMPLETION_NEUTRAL[name] for name in COMPLETION_NEUTRAL if name != "best_of"}
 
+    max_tokens: int | None = _field("the most tokens of an answer; 16 by default; 0 with echo: the prompt alone",
+                                    minimum=0)
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, ids, or a list of either")
-    best_of: int | None = Field(None, description="the same as n, or nothing")
-    echo: bool | None = Field(None, description="the prompt in front of the answer")
-    logprobs: int | None = Field(None, description="so many of the likeliest tokens at each place")
-    parse_special: bool | None = Field(None, description="control tokens written in the prompt are control tokens")
+    best_of: int | None = _field("the same as n, or nothing")
+    echo: bool | None = _field("the prompt in front of the answer")
+    logprobs: int | None = _field("so many of the likeliest tokens at each place", minimum=0, maximum=20)
+    parse_special: bool | None = _field("control tokens written in the prompt are control tokens")

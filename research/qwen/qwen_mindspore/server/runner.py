@@ -70,7 +70,8 @@ class Runner:
         tickets (dict[id, Ticket]): Those that have not ended.
         waiting_tokens (int): Tokens of the prompts of those that have no token of an answer yet.
         on_growth (Callable[[Ticket, int, float], None] | None): Called in the loop for each ticket that has grown,
-            with how many tokens, and the seconds since it did so before or was submitted.
+            with how many tokens, and the seconds since it did so before or was submitted. `ticket.seen` are those
+            that it had before.
     """
 
     def __init__(self, answers, loop):
@@ -157,25 +158,24 @@ class Runner:
                 ticket.failure = error
                 self._forget(ticket)
                 ticket.event.set()
-        now = time.monotonic()
+        now, grown = time.monotonic(), []
         for id in changed:
             ticket = self.tickets.get(id)
             if ticket is None:  # cancelled meanwhile, or failed
                 continue
             is_over, tokens = ticket.answer.finish_reason is not None, ticket.answer.tokens
             if tokens > ticket.seen:
-                self._count(ticket, tokens, now)
+                grown.append((ticket, tokens))
+                if ticket.first is None:
+                    ticket.first = now
+                    self.waiting_tokens -= ticket.answer.prompt_tokens
             if is_over:
                 self._forget(ticket)
             ticket.event.set()
-
-    def _count(self, ticket, tokens, now):
-        if ticket.first is None:
-            ticket.first = now
-            self.waiting_tokens -= ticket.answer.prompt_tokens
-        if self.on_growth:
-            self.on_growth(ticket, tokens - ticket.seen, now - ticket.last)
-        ticket.seen, ticket.last = tokens, now
+        for ticket, tokens in grown:  # last: who waits must hear of it, whatever happens here
+            if self.on_growth:
+                self.on_growth(ticket, tokens - ticket.seen, now - ticket.last)
+            ticket.seen, ticket.last = tokens, now
 
     def _forget(self, ticket):
         del self.tickets[ticket.answer.id]
