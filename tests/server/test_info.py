@@ -87,7 +87,9 @@ def test_the_one_model_has_a_card(client):
     card, = listed["data"]
     assert listed["object"] == "list" and card == client.get("/v1/models/org/qwen-test").json()
     assert card["id"] == "org/qwen-test" and card["object"] == "model" and card["created"] == 1700000000
-    assert card["max_model_len"] == 300 and card["defaults"]["top_k"] == 5 and card["defaults"]["temperature"] == 1.0
+    assert card["max_model_len"] == 300 and card["defaults"] == {
+        "max_tokens": 512, "temperature": 1.0, "top_p": 1.0, "top_k": 5, "min_p": 0.0, "repetition_penalty": 1.0,
+        "presence_penalty": 0.0, "frequency_penalty": 0.0, "seed": None}
 
 
 def test_another_model_is_not_found_in_openais_shape(client):

@@ -99,8 +99,9 @@ def _card(service):
 def _defaults(service):
     """The settings of who says nothing, by the names that a request has for them."""
     settings = service.settings
+    same = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
     return {"max_tokens": settings.max_new_tokens, "temperature": settings.temperature if settings.draws else 0,
-            "top_p": settings.top_p, "top_k": settings.top_k, "repetition_penalty": settings.repetition_penalty}
+            **{name: getattr(settings, name) for name in same}}
 
 
 @router.get("/v1/models", tags=["models"])

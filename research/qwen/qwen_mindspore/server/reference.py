@@ -4,6 +4,7 @@ come from another origin, which the content security policy forbids; this one is
 """
 import html
 import json
+import re
 
 __all__ = ["reference_page"]
 
@@ -29,16 +30,22 @@ def reference_page(openapi):
              for method, operation in methods.items()]
     title, version = html.escape(openapi["info"]["title"]), html.escape(openapi["info"]["version"])
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
+            f'<meta name="viewport" content="width=device-width"><link rel="icon" href="icon.svg">'
+            f"<style>{STYLE}</style></head><body>"
             f'<h1>{title} {version}</h1><p>As a document for programs: <a href="openapi.json">openapi.json</a>.</p>'
             f"{''.join(parts)}</body></html>")
 
 
 def _operation(path, method, operation, openapi):
-    text = html.escape(operation.get("description") or operation.get("summary", ""))
+    text = _marked(operation.get("description") or operation.get("summary", ""))
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     fields = _fields(_resolved(body, openapi), openapi) if body else ""
     return f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{text}</p>{fields}"
+
+
+def _marked(text):
+    """A text as HTML; what stands in `...` as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def _resolved(schema, openapi):
@@ -53,7 +60,7 @@ def _fields(schema, openapi):
         default = f" = {json.dumps(field['default'], ensure_ascii=False)}" if field.get("default") is not None else ""
         mark = ", required" if name in required else default
         rows.append(f"<tr><td><code>{html.escape(name)}</code></td><td><code>{html.escape(_kind(field, openapi))}"
-                    f"</code>{html.escape(mark)}</td><td>{html.escape(field.get('description', ''))}</td></tr>")
+                    f"</code>{html.escape(mark)}</td><td>{_marked(field.get('description', ''))}</td></tr>")
     return f"<table><tr><th>field</th><th>value</th><th></th></tr>{''.join(rows)}</table>" if rows else ""
 
 
