@@ -1,8 +1,8 @@
 """
 `llama-server` with our server behind it: its options become ours, and its unprefixed paths /v1.
 
-Its tests start a server each. Ours takes seconds to load, so one is kept for each set of options ($QWEN_POOL), and this
-process hands connections on to it.
+Its tests start a server each. Ours takes seconds to load, so one is kept for the next test with the same options
+($QWEN_POOL), and this process hands connections on to it.
 """
 import argparse
 import asyncio
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from clients.run import CHECKPOINT, DEMO, ROOT, environment, free_port
 
+KEPT = 2  # servers at once: each holds a model
 ALIASES = (b"/completions", b"/chat/completions", b"/chat/completions/input_tokens", b"/models", b"/embeddings")
 
 
@@ -47,11 +48,13 @@ def backend(options, context):
     pool = Path(os.environ["QWEN_POOL"])
     pool.mkdir(exist_ok=True)
     key = hashlib.sha256(json.dumps([options, context]).encode()).hexdigest()[:16]
-    with open(pool / f"{key}.lock", "w") as lock:
+    with open(pool / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         entry = pool / f"{key}.json"
         if entry.exists():
+            entry.touch()
             return json.loads(entry.read_text())["port"]
+        _make_room(pool)
         port = free_port()
         config = pool / f"{key}.yaml"
         config.write_text(json.dumps({"base_config": [str(DEMO)], "model": {"model_config": {"seq_length": context}}}))
@@ -64,6 +67,17 @@ def backend(options, context):
         _wait(process, port)
         entry.write_text(json.dumps({"port": port, "pid": process.pid, "options": options}))
         return port
+
+
+def _make_room(pool):
+    """End the servers that were not asked for the longest time."""
+    entries = sorted(pool.glob("*.json"), key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for entry in entries[KEPT - 1:]:
+        pid = json.loads(entry.read_text())["pid"]
+        entry.unlink()
+        (pool / f"{pid}.pid").unlink(missing_ok=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def _wait(process, port):
