@@ -16,8 +16,15 @@ from qwen_mindspore.common.configs import read_config
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """What starts processes of its own comes last: a fault in a unit is seen before the minutes that those take."""
+def pytest_collection_modifyitems(config, items):
+    """
+    What starts processes of its own comes last: a fault in a unit is seen before the minutes that those take. What
+    wants a browser runs only where it is named (-m browser): few machines have one.
+    """
+    if "browser" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("browser")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     items.sort(key=lambda item: item.get_closest_marker("process") is not None)
 
 

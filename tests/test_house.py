@@ -142,7 +142,7 @@ def test_the_lowest_rooms_and_the_quantizer_import_without_mindspore_and_mindfor
 def test_commands_say_what_they_do_without_what_only_some_need():
     modules = [f"qwen_mindspore.cli.{name}" for name in ("main", "predict", "chat", "batch", "convert", "export",
                                                           "quantize", "demo_model", "benchmark", "cache", "serve")]
-    import_without(modules, ["ijson", "pyarrow", "gguf", "ray", "matplotlib", "transformers", "fastapi", "uvicorn",
+    import_without(modules, ["pyarrow", "gguf", "ray", "matplotlib", "transformers", "fastapi", "uvicorn",
                              "prometheus_client", "llguidance"])
 
 

@@ -44,13 +44,14 @@ REASONS = (
     r"needs an NPU",
     r"needs a terminal",
     r"needs a cluster",
+    r"needs docker",
     r"needs llama-cpp-python",  # built from source for several minutes
     r"takes long: [\w ]+",
     r"installs packages",
     r"runs the tests",
 )
-ORDINARY = {"cat", "cd", "cp", "curl", "cut", "echo", "export", "git", "head", "kill", "ls", "mkdir", "pip", "printf",
-            "source"}
+ORDINARY = {"cat", "cd", "cp", "curl", "cut", "docker", "echo", "export", "git", "head", "kill", "ls", "mkdir", "pip",
+            "printf", "source"}
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 SHELL_BLOCKS = [block for block in BLOCKS if block.is_shell]
@@ -208,7 +209,8 @@ def options():
 
 @pytest.mark.parametrize("page", PAGES, ids=shown)
 def test_options_that_the_text_names_exist(page, options):
-    of_others = {"--register_path", "--cpus"}  # of run_mindformer.py and docker
+    of_others = {"--register_path", "--cpus", "--publish", "--stop", "--time", "--tmpfs", "--user", "--isolation",
+                 "--address", "--container", "--image"}  # of run_mindformer.py, docker, buildah, docker/*.sh
     named = {option for code in re.findall(r"`([^`]+)`", prose_of(page))
              for option in re.findall(r"(?<![\w-])--\w+", code)}
     assert sorted(named - options - of_others) == []

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from helpers.batch import FakeEngine
 from helpers.properties import python_values, texts, tried, values
+from qwen_mindspore.batch import json_items
 from qwen_mindspore.batch.journal import ANSWER
 from qwen_mindspore.batch.records import FORMATS, Record, read_records
 from qwen_mindspore.batch.worker import OVERRIDES, REFUSED, RowOptions, Worker, answer_all
@@ -75,6 +76,40 @@ def test_rows_with_the_model_itself(model, tokenizer, rows, chat_format):
     records = [Record(number, row) for number, row in enumerate(rows, 1)]
     settings = GenerationSettings(chat_format=chat_format, max_new_tokens=3)
     check(work(Engine(model, max_batch=3), tokenizer, settings, records), len(rows))
+
+
+NUMERALS = st.from_regex(r"-?(0|[1-9][0-9]{0,25})(\.[0-9]{1,9})?([eE][+-]?[0-9]{1,5})?", fullmatch=True)
+ESCAPED = st.text(max_size=9).map(json.dumps)
+PLAIN = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=9).map(
+    lambda text: json.dumps(text, ensure_ascii=False))
+HARD = st.lists(st.sampled_from(["\\ud83d", "\\ude00", "\\\\", '\\"', "[", "}", ",", "é", "a"]), max_size=6)
+STRINGS = ESCAPED | PLAIN | HARD.map("".join).map('"{}"'.format)
+SPACE = st.text(" \t\r\n", max_size=2)
+
+
+def nested(inner):
+    """Texts of JSON's lists and objects, with white space and keys that may be there twice."""
+    lists = st.lists(inner, max_size=3).map(",".join).map("[{}]".format)
+    return lists | st.lists(st.builds("{}{}:{}{}".format, SPACE, STRINGS, SPACE, inner), max_size=3).map(
+        ",".join).map("{{{}}}".format)
+
+
+JSON = st.recursive(NUMERALS | STRINGS | st.sampled_from(["true", "false", "null", "-0"]), nested, max_leaves=8)
+
+
+@tried(200)
+@given(st.lists(st.tuples(SPACE, JSON, SPACE), max_size=4), st.sampled_from([1, 2, 3, 7, 2 ** 20]))
+def test_an_array_has_the_rows_that_lines_have(tmp_path_factory, items, piece):
+    folder = tmp_path_factory.mktemp("rows")
+    lines, array = folder / "in.jsonl", folder / "in.json"
+    lines.write_text("\n".join(" ".join((*before, text, *after)).replace("\n", " ").replace("\r", " ")
+                               for before, text, after in items), encoding="utf-8")
+    array.write_bytes(f"[{','.join(map(''.join, items))}]".encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_items, "PIECE", piece)
+        found, expected = list(read_records(array, "json")), list(read_records(lines, "jsonl"))
+    assert [(row.fields, row.error) for row in found] == [(row.fields, row.error) for row in expected]
+    assert repr([row.fields for row in found]) == repr([row.fields for row in expected]), "-0 is not 0"
 
 
 @tried(150)

@@ -136,8 +136,8 @@ def test_openais_columns_are_understood(answer, tokenizer, name, value, setting,
 @pytest.mark.parametrize("row, said", [
     ({"n": 2}, "n: not implemented, expected 1 or nothing, found 2"), ({"logprobs": 5}, "logprobs: not implemented"),
     ({"logprobs": True}, "logprobs: not implemented"), ({"n": "2"}, "n: not implemented"),
-    ({"tools": [{"type": "function"}]}, "tools: not implemented"), ({"logit_bias": {"5": 1}}, "logit_bias: not"),
-    ({"presence_penalty": 0.5}, "presence_penalty: not implemented"), ({"best_of": 3}, "best_of: not implemented"),
+    ({"tools": [{"type": "function"}]}, "tools: not implemented"), ({"logit_bias": {"x": 1}}, "logit_bias: exp"),
+    ({"presence_penalty": 3}, "presence_penalty: expected a number"), ({"best_of": 3}, "best_of: not implemented"),
     ({"response_format": {"type": "json_object"}}, "response_format: not implemented"),
     ({"max_tokens": 5, "max_new_tokens": 6}, "max_new_tokens and max_tokens: they mean the same, and differ"),
     ({"stop": "a", "stop_words": "b"}, "stop_words and stop: they mean the same, and differ"),
@@ -146,9 +146,67 @@ def test_openais_columns_are_understood(answer, tokenizer, name, value, setting,
     ({"stop": [7]}, "stop: expected a list of strings, none empty, found"), ({"stop": {}}, "stop: expected a list"),
     ({"stop": 5}, "stop: expected a list of strings"), ({"top_k": -1}, "found -1: write 0 to switch it off"),
     ({"top_p": 0}, "found 0: write 1 to switch it off"), ({"temperature": float("inf")}, "temperature: expected"),
-    ({"seed": 1e400}, "seed: expected"), ({"do_sample": 1}, "do_sample: expected True or False, found 1")])
+    ({"seed": 1e400}, "seed: expected"), ({"do_sample": 2}, "do_sample: expected True or False, found 2"),
+    ({"chat_format": "llama"}, "chat_format: expected 'raw' or 'chatml', found 'llama'"),
+    ({"eos_token_id": "<|im_end|>"}, "eos_token_id: expected an id"),
+    ({"stop_words_ids": [5]}, "stop_words_ids: expected"), ({"max_window_size": 0}, "max_window_size: expected"),
+    ({"num_beams": 3}, "num_beams: not implemented, expected 1 or"),
+    ({"num_return_sequences": "3"}, "num_return_sequences: not implemented"), ({"typical_p": 0.5}, "typical_p: not"),
+    ({"max_length": 100}, "max_length: not implemented, expected nothing"), ({"min_tokens": -1}, "min_tokens: exp"),
+    ({"ignore_eos": "perhaps"}, "ignore_eos: expected"), ({"penalty_alpha": 0.6}, "penalty_alpha: not implemented")])
 def test_what_a_row_asks_for_and_can_not_have_is_its_error(error, row, said):
     assert said in error({"prompt": "a", **row})
+
+
+@pytest.mark.parametrize("row, words", [
+    ({"eos_token_id": 5}, ((7,), (5,))), ({"eos_token_id": "[5, 6]"}, ((7,), (5,), (6,))),
+    ({"eos_token_id": -1}, ((7,),)),
+    ({"stop_words_ids": [[1, 2]]}, ((7,), (1, 2))), ({"stop_words_ids": "[[1, 2]]", "eos_token_id": 5.0},
+                                                     ((7,), (1, 2), (5,)))])
+def test_ids_that_end_a_rows_answer_are_in_addition_to_the_models(answer, tokenizer, row, words):
+    found = prompt_of(answer, tokenizer, {"prompt": "x", **row}, settings=RAW.override(stop_words_ids=[[7]])).settings
+    assert found.stop_words_ids == (*words, (tokenizer.eod_id,))
+
+
+def test_a_row_may_have_a_form_and_a_window_of_its_own(answer, tokenizer):
+    asked = prompt_of(answer, tokenizer, {"prompt": "Hi", "chat_format": "ChatML"})
+    assert asked.prompt == make_context(tokenizer, "Hi")[1]
+    assert prompt_of(answer, tokenizer, {"prompt": "Hi", "chat_format": "raw"}, settings=CHAT).prompt == list(b"Hi")
+    row = {"query": "Hi", "history": [["a" * 100, "b" * 100], ["c", "d"]], "max_window_size": "150"}
+    assert prompt_of(answer, tokenizer, row, settings=CHAT).prompt == make_context(tokenizer, "Hi", [("c", "d")])[1]
+
+
+@pytest.mark.parametrize("name, value, setting, expected", [
+    ("min_p", "0.1", "min_p", 0.1), ("min_tokens", 3.0, "min_new_tokens", 3), ("ignore_eos", "yes", "ignore_eos", True),
+    ("presence_penalty", 0.5, "presence_penalty", 0.5), ("frequency_penalty", "-1", "frequency_penalty", -1.0),
+    ("logit_bias", '{"5": 1}', "logit_bias", ((5, 1.0),)), ("logit_bias", {}, "logit_bias", ())])
+def test_what_a_request_may_ask_for_a_row_may(answer, tokenizer, name, value, setting, expected):
+    assert getattr(prompt_of(answer, tokenizer, {"prompt": "x", name: value}).settings, setting) == expected
+
+
+@pytest.mark.parametrize("value, meant", [("no", False), ("off", False), ("Yes", True), ("1", True), (0, False)])
+def test_a_boolean_of_a_row_is_what_it_is_in_a_yaml(answer, tokenizer, value, meant):
+    assert prompt_of(answer, tokenizer, {"prompt": "x", "do_sample": value}).settings.do_sample is meant
+
+
+@pytest.mark.parametrize("row, said", [
+    ({"prompt": "a\ud83d"}, "prompt: character 2 is half a surrogate pair (\\ud83d) and no text"),
+    ({"prompt": "a", "system": "\ude00"}, "system: character 1"), ({"query": "\ude00\ud83d"}, "query: character 1"),
+    ({"query": "a", "history": [["b", "c"], ["d", "e\ud800"]]}, "history: turn 2: character 2"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a\udfff"}]}]},
+     "content of message 1: character 2")])
+def test_half_a_character_is_the_rows_error(error, row, said):
+    assert said in error(row, settings=CHAT)
+
+
+def test_two_halves_that_belong_together_are_a_character(answer, tokenizer):
+    asked = prompt_of(answer, tokenizer, {"prompt": "\ud83d\ude00"})
+    assert asked.prompt == list("😀".encode())
+
+
+@pytest.mark.parametrize("text", [" ", "\u2028", "\u3000\xa0", "\x1c\x0b", "\r\n\t", "\x85"])
+def test_white_space_of_any_kind_is_no_prompt(error, text):
+    assert error({"prompt": text}) == "prompt is empty"
 
 
 def test_the_same_setting_twice_with_the_same_value_is_no_error(answer, tokenizer):
@@ -207,7 +265,7 @@ def test_a_row_whose_token_can_not_be_chosen_leaves_the_others_alone(build_tiny,
     def choose(logits, settings, *_):
         return [0][1] if settings.seed == 13 else int(logits.argmax())
 
-    monkeypatch.setattr("qwen_mindspore.generate.engine.next_token", choose)
+    monkeypatch.setattr("qwen_mindspore.generate.choice.next_token", choose)
     rows = [{"prompt": "Hello", "seed": seed, "max_new_tokens": 3} for seed in (1, 13, 2)]
     results = answer(*rows, engine=Engine(model, max_batch=4))
     assert [result.kind for result in results.values()] == [ANSWER, ERROR, ANSWER]

@@ -113,6 +113,28 @@ class TestAnswers:
         assert draw(1) == draw(1) != draw(2)
 
 
+class TestText:
+    @pytest.mark.parametrize("query, history, system, said", [
+        ("a\ud83d", None, "S", "query: character 2"), ("a", None, "\ude00", "system: character 1"),
+        ("a", [("b", "c"), ("d", "\ud83d")], "S", "history: turn 2: character 1")])
+    def test_half_a_character_is_refused_by_name(self, model, tokenizer, query, history, system, said):
+        for ask in (chat, chat_stream, stream_reply):
+            with pytest.raises(ValueError, match=f"^{said} is half a surrogate pair"):
+                ask(model, tokenizer, query, history, system)
+        with pytest.raises(ValueError, match=f"^conversation 1: {said} is half a surrogate pair"):
+            chat_batch(model, tokenizer, ["x", query], [None, history], ["S", system])
+
+    def test_in_raw_as_well(self, model, tokenizer):
+        with pytest.raises(ValueError, match="^query: character 1 is half a surrogate pair"):
+            chat(model, tokenizer, "\ud83d", chat_format="raw")
+
+    @pytest.mark.parametrize("query", ["", " ", "\u2028", "\u3000\n"])
+    def test_white_space_is_no_question(self, model, tokenizer, query):
+        for chat_format in ("chatml", "raw"):
+            with pytest.raises(ValueError, match="^query is empty$"):
+                chat(model, tokenizer, query, chat_format=chat_format)
+
+
 class TestEnds:
     def test_max_new_tokens(self, model, tokenizer):
         *_, reply = stream_reply(model, tokenizer, "Why?", max_new_tokens=5)
@@ -172,6 +194,8 @@ class ScriptedEngine:
         self.cancelled.append(number)
 
     def step(self):
+        if self.cancelled:
+            return [Output(0, None, "cancelled")]
         return [Output(0, self.said.pop(0), "length" if not self.said else None)]
 
 

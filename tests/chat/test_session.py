@@ -252,6 +252,7 @@ class TestFiles:
         ('{"messages": 1}', "expected a list"),
         ('{"messages": ["a"]}', "message 1: expected"), ('{"messages": [{"role": "user"}]}', "message 1: expected"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "an answer to each question"),
+        (r'{"messages": [{"role": "user", "content": "a\ud83d"}]}', "message 1: character 2 is half a surrogate pair"),
         ('{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "a"}]}',
          "message 2: expected role 'user', found 'assistant'"),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',

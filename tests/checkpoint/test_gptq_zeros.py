@@ -187,8 +187,9 @@ def test_two_ways_to_say_the_same_are_no_contradiction(tmp_path, inside, beside)
     assert_right(load_folder(tmp_path / "plain"), weights)
 
 
-@pytest.mark.parametrize("change", [{"bits": 4.0}, {"group_size": 32.0}, {"desc_act": "False"}, {"desc_act": None},
-                                    {"desc_act": 0}, {"sym": "true"}, {"sym": 1.0}, {"sym": None},
+@pytest.mark.parametrize("change", [{"bits": 4.0}, {"group_size": 32.0}, {"bits": "4", "group_size": "32"},
+                                    {"bits": " 4.0"}, {"desc_act": "no", "sym": "yes"}, {"desc_act": "False"},
+                                    {"desc_act": None}, {"desc_act": 0}, {"sym": "true"}, {"sym": 1.0}, {"sym": None},
                                     {"is_marlin_format": "false"}, {"quant_method": None}, {"dynamic": None}])
 def test_a_value_that_can_mean_one_thing_is_taken_for_it(tmp_path, change):
     tensors, weights = random_model()
@@ -200,16 +201,16 @@ def test_a_value_that_can_mean_one_thing_is_taken_for_it(tmp_path, change):
 
 @pytest.mark.parametrize("change, message", [
     ({"bits": None}, "expected at least bits and group_size, found {'group_size': 32"),
-    ({"bits": 4.5}, "bits: expected 4 or 8, found 4.5"), ({"bits": "4"}, "bits: expected 4 or 8, found '4'"),
+    ({"bits": 4.5}, "bits: expected 4 or 8, found 4.5"), ({"bits": "0x4"}, "bits: expected 4 or 8, found '0x4'"),
     ({"bits": [4]}, r"bits: expected 4 or 8, found \[4\]"), ({"bits": True}, "bits: expected 4 or 8, found True"),
     ({"bits": float("inf")}, "bits: expected 4 or 8, found inf"),
     ({"group_size": None}, "expected at least bits and group_size"),
-    ({"group_size": "128"}, "group_size: expected a positive whole number, or -1 for one group, found '128'"),
+    ({"group_size": "12_8"}, "group_size: expected a positive whole number, or -1 for one group, found '12_8'"),
     ({"group_size": 12.8}, "group_size: .*found 12.8"), ({"group_size": -2}, "group_size: .*found -2"),
     ({"group_size": 10 ** 30}, "group_size: expected a positive whole number"),
     ({"desc_act": "maybe"}, "desc_act: expected true or false, found 'maybe'"),
     ({"desc_act": 2}, "desc_act: expected true or false, found 2"),
-    ({"sym": "yes"}, "sym: expected true or false, found 'yes'"), ({"sym": []}, r"sym: .*found \[\]"),
+    ({"sym": "y"}, "sym: expected true or false, found 'y'"), ({"sym": []}, r"sym: .*found \[\]"),
     ({"is_marlin_format": "perhaps"}, "is_marlin_format: expected true or false, found 'perhaps'"),
     ({"quant_method": 3}, "quantized by 3, expected 'gptq'"), ({"quant_method": "awq"}, "quantized by 'awq'"),
     ({"quantized": "lm_head"}, "quantized: expected a list of names or patterns, found 'lm_head'"),

@@ -83,11 +83,11 @@ def test_a_dict_says_the_same():
 
 @pytest.mark.parametrize("settings, said", [
     ({"bits": 3, "group_size": 128}, "bits: expected 4 or 8, found 3"),
-    ({"bits": "4", "group_size": 128}, "bits: expected 4 or 8, found '4'"),
+    ({"bits": "four", "group_size": 128}, "bits: expected 4 or 8, found 'four'"),
     ({"bits": 4, "group_size": 0}, "group_size: expected a positive whole number, or -1 for one group, found 0"),
     ({"bits": 4, "group_size": 12.8}, "group_size: expected .*found 12.8"),
     ({"bits": 4, "group_size": 128, "quant_method": "awq"}, "quant_method: expected gptq or rtn, found 'awq'"),
-    ({"bits": 4, "group_size": 128, "desc_act": "no"}, "desc_act: expected true or false, found 'no'"),
+    ({"bits": 4, "group_size": 128, "desc_act": "none"}, "desc_act: expected true or false, found 'none'"),
     ({"bits": 4, "group_size": 128, "quantized": [7]}, "quantized: expected a list of names or patterns"),
     ({"bits": 4}, "expected at least bits and group_size, found {'bits': 4}"),
     ("int4", "expected at least bits and group_size, found 'int4'"),

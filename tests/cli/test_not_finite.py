@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from mindformers.generation import GenerationMixin
 from safetensors.numpy import load_file, save_file
 
 from qwen_mindspore.batch.records import Record
@@ -68,6 +69,12 @@ def last_line(capfd):
 def test_generate(model, way):
     with pytest.raises(FloatingPointError, match=f"prompt 0: the logits are .*{SAID}"):
         model.generate([[1, 2, 3], [4]], **{"max_new_tokens": 4, "do_sample": False, **way})
+
+
+@pytest.mark.parametrize("way", [{}, {"do_sample": True}, {"repetition_penalty": 1.3}], ids=str)
+def test_mindformers_own_loop(model, way):
+    with pytest.raises(FloatingPointError, match="prompt 0: the logits are .* at position 3[,:] .*float16 may"):
+        GenerationMixin.generate(model, [[1, 2, 3]], **{"max_new_tokens": 4, "do_sample": False, **way})
 
 
 def test_a_chat_keeps_its_conversation(model, tiny_hf):

@@ -128,6 +128,15 @@ def test_a_disk_too_small_is_an_error_that_says_how_much_is_needed(tmp_path):
     assert caught.value.filename == os.fspath(tmp_path / "not/there/yet")
 
 
+def test_in_the_cache_a_disk_too_small_says_how_the_cache_is_moved(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(OSError, match=f"qwen-ms cache .* move {tmp_path}/qwen-mindspore to .* set XDG_CACHE_HOME"):
+        check_disk(tmp_path / "qwen-mindspore/models/new", 2 ** 60)
+    with pytest.raises(OSError, match="free: make room or choose another place") as caught:
+        check_disk(tmp_path / "elsewhere", 2 ** 60)
+    assert "XDG_CACHE_HOME" not in str(caught.value)
+
+
 def test_long_values_are_cut_off():
     assert shown("x" * 100) == "'" + "x" * 56 + "..."
     assert shown([1, 2]) == "[1, 2]"

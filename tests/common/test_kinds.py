@@ -37,6 +37,7 @@ def test_what_can_mean_one_thing_is_taken_for_it(kind, value, meant):
 @pytest.mark.parametrize("kind, value", [
     (FLAG, "perhaps"), (FLAG, 2), (FLAG, None), (FLAG, "None"), (FLAG, np.array([0, 1])), (FLAG, float("nan")),
     (COUNT, 0), (COUNT, "0"), (COUNT, -3), (COUNT, 1.5), (COUNT, "0x10"), (COUNT, "1,000"), (COUNT, ""), (COUNT, True),
+    (COUNT, "5_0"), (NUMBER, "1_0.5"), (COUNT, "010"), (INTEGER, "\u0663"),
     (COUNT, float("nan")), (COUNT, "inf"), (COUNT, 2**31), (COUNT, [4]), (COUNT, {}), (COUNT, b"4"), (COUNT, 4 + 0j),
     (COUNT, "9" * 5000), (NUMBER, "1e400"), (NUMBER, "nan"), (NUMBER, "five"), (NUMBER, False), (NUMBER, 10**400),
     (DTYPE, "GPU"), (DTYPE, 16), (CHAT_FORMAT, "chatlm"), (CHAT_FORMAT, None), (PATH, "a\0b"), (PATH, b"x"), (PATH, 7),

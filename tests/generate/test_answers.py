@@ -166,3 +166,31 @@ def test_chat_and_batch_answer_alike(build_tiny, tokenizer, chat_format):
         worker = Worker(model.chat_engine, tokenizer, settings, RowOptions())
         row = [result for results, _ in answer_all(worker, [Record(1, {"prompt": text})]) for result in results]
         assert row[0].content["response"] == said
+
+
+def test_what_a_stop_string_ended_is_given_back_by_a_last_step(tokenizer):
+    engine = FakeEngine(seq_length=100)
+    answers = Answers(engine, tokenizer)
+    answer = answers.add(list(b"dcba"), RAW.override(stop_words=["bc"]))
+    while answers.has_work:
+        answers.step()
+    assert (answer.text, answer.finish_reason, answer.stop_word) == ("a", "stop", "bc") and not engine.requests
+
+
+def test_an_answer_may_be_cancelled(tokenizer):
+    answers = Answers(FakeEngine(), tokenizer)
+    answer = answers.add(list(b"dcba"), RAW)
+    answers.cancel(answer.id)
+    answers.cancel("nobody")
+    while answers.has_work:
+        answers.step()
+    assert (answer.finish_reason, answer.text, answers.active) == ("cancelled", "", {})
+
+
+@pytest.mark.parametrize("strip, text", [(None, "a"), (True, "a"), (False, " a ")])
+def test_white_space_around_a_chats_answer_is_cut_unless_it_goes_on_with_a_text(tokenizer, strip, text):
+    answers = Answers(FakeEngine(), tokenizer)
+    answer = answers.add(list(b" a "), CHAT, strip=strip)
+    while answers.has_work:
+        answers.step()
+    assert answer.text == text and len(answer.token_ids) == answer.tokens == 4

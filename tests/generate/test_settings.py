@@ -39,7 +39,7 @@ def test_lists_become_tuples_so_that_settings_compare_and_hash():
 REFUSED = [("temperature", -0.1), ("temperature", float("nan")),
            ("temperature", float("inf")), ("temperature", "hot"), ("temperature", 10 ** 400),
            ("top_p", 3), ("top_p", 0), ("top_p", True), ("top_k", -1), ("top_k", 2.5), ("repetition_penalty", -1.1),
-           ("max_new_tokens", 0), ("max_new_tokens", 1.5), ("do_sample", "yes"), ("do_sample", 1), ("seed", -1),
+           ("max_new_tokens", 0), ("max_new_tokens", 1.5), ("do_sample", "maybe"), ("do_sample", 2), ("seed", -1),
            ("seed", 2 ** 32), ("seed", 0.5), ("chat_format", "llama"), ("max_window_size", 0), ("stop_words", "Human:"),
            ("stop_words", ["a", ""]), ("stop_words", [7]), ("stop_words_ids", [7]), ("stop_words_ids", [[]]),
            ("stop_words_ids", [["a"]]), ("stop_words_ids", [[-1]]), ("stop_words_ids", 7)]
@@ -123,6 +123,8 @@ def test_a_chat_format_is_known_in_whatever_case_and_a_byte_order_mark_is_no_par
 
 TAKEN = [("temperature", "0.7", 0.7), ("top_p", " 1 ", 1.0), ("top_k", "5", 5), ("top_k", "5.0", 5),
          ("max_new_tokens", "64", 64), ("do_sample", "True", True), ("do_sample", "false", False), ("seed", "7", 7),
+         ("do_sample", "no", False), ("do_sample", "OFF", False), ("do_sample", "yes", True), ("do_sample", "1", True),
+         ("top_p", ".5", 0.5),
          ("repetition_penalty", "1.1", 1.1), ("stop_words_ids", "[[1], [2, 3]]", ((1,), (2, 3)))]
 
 
@@ -134,11 +136,37 @@ def test_in_a_file_a_value_may_stand_in_quotes_and_nowhere_else(name, text, valu
         GenerationSettings(**{name: text})
 
 
-@pytest.mark.parametrize("name, text", [("temperature", "hot"), ("top_k", "2.5"), ("do_sample", "yes"), ("seed", ""),
-                                        ("do_sample", "1"), ("top_p", "NaN"), ("max_new_tokens", "true")])
+@pytest.mark.parametrize("name, text", [("temperature", "hot"), ("top_k", "2.5"), ("do_sample", "maybe"), ("seed", ""),
+                                        ("do_sample", "2"), ("top_k", "5_0"), ("top_k", "010"), ("seed", "0x1"),
+                                        ("top_p", "NaN"), ("max_new_tokens", "true")])
 def test_in_quotes_as_without_them_a_value_must_be_one(name, text, checkpoint):
     with pytest.raises(ValueError, match=f"generation_config.json: {name}: expected .*, found "):
         GenerationSettings.load(QwenConfig(), checkpoint({name: text}))
+
+
+@pytest.mark.parametrize("value", ["no", "off", "0", 0, "yes", "On", "1", 1, "maybe", "2", 2, "none", "5_0", "y"])
+def test_a_boolean_is_one_in_a_file_if_it_is_one_in_a_yaml(value, checkpoint):
+    folder = checkpoint({"do_sample": value})
+    try:
+        meant = QwenConfig(do_sample=value).do_sample
+    except ValueError:
+        with pytest.raises(ValueError, match="generation_config.json: do_sample: expected True or False, found "):
+            GenerationSettings.load(SimpleNamespace(), folder)
+    else:
+        assert GenerationSettings.load(SimpleNamespace(), folder).do_sample is meant
+
+
+@pytest.mark.parametrize("value", ["5", "5.0", "+5", "5.", ".5e1", "1e1", " 7 ", "5_0", "0x5", "010", "5,0",
+                                   "\u0665", "1 0", ""])
+def test_a_number_is_one_in_a_file_if_it_is_one_in_a_yaml(value, checkpoint):
+    folder = checkpoint({"top_k": value})
+    try:
+        meant = QwenConfig(top_k=value).top_k
+    except ValueError:
+        with pytest.raises(ValueError, match="generation_config.json: top_k: expected "):
+            GenerationSettings.load(SimpleNamespace(), folder)
+    else:
+        assert GenerationSettings.load(SimpleNamespace(), folder).top_k == meant
 
 
 def test_a_model_config_may_hold_text_as_yamls_do():

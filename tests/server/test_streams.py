@@ -162,6 +162,24 @@ def test_a_stream_that_speaks_has_no_comments(tokenizer):
     assert ": keep-alive" not in text
 
 
+def test_who_waits_in_the_queue_is_told_how_many_are_ahead(tokenizer):
+    engine = ScriptedEngine("x" * 20, pace=0.01, max_batch=2)
+    with running(tokenizer, engine, limits=Limits(ping_seconds=0.05)) as (service, port):
+        engine.hold.clear()
+        connections = [send(port, {**BODY, "stream": True}) for _ in range(2)]
+        until(lambda: len(service.runner.tickets) == 2)
+        last = []
+        for n, count in ((2, 4), (1, 5)):
+            last.append(send(port, {**BODY, "stream": True, "n": n}))
+            until(lambda count=count: len(service.runner.tickets) == count)
+        time.sleep(0.2)
+        engine.hold.set()
+        assert all("queued" not in read_all(connection)[1] for connection in connections)
+        first, second = (read_all(connection)[1] for connection in last)
+    assert ": queued 1\n\n" in first and ": queued 3\n\n" in second
+    assert ": queued" not in second[second.index('"content":"x'):]
+
+
 # Ending early
 
 @pytest.mark.parametrize("n", [1, 3])

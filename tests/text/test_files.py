@@ -24,6 +24,7 @@ def test_texts_are_parted_by_the_end_of_text_and_control_tokens_in_them_are_text
 
 
 @pytest.mark.parametrize("name, content, message", [
+    ("x.jsonl", br'{"text": "a\ud83d"}', "x.jsonl, line 1: character 2 is half a surrogate pair"),
     ("x.jsonl", b'{"text": "a"}\n{"text": 3}\n', 'x.jsonl, line 2: expected {"text": "..."}, found {"text": 3}'),
     ("x.jsonl", b'{"text": "a"}\n\n["b"]\n', "line 3: expected"),
     ("x.jsonl", b'{"text": \n', "line 1: not valid JSON"),

@@ -2,25 +2,20 @@
 import codecs
 import csv
 import math
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from qwen_mindspore.batch.json_items import json_items
 from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.files import check_encoding
-from qwen_mindspore.common.json_text import DEEPEST, dump_json, exact, parse_exact_json, too_deep
+from qwen_mindspore.common.json_text import DEEPEST, dump_json, exact, parse_exact_json
 from qwen_mindspore.common.text import listed, one_line
 
-__all__ = ["FORMATS", "Record", "count_records", "file_format", "read_records"]
+__all__ = ["FORMATS", "PROMPTS", "Record", "count_records", "file_format", "read_records"]
 
+PROMPTS = ("prompt", "messages", "query")  # columns that hold what is to be answered
 LONGEST = 16 * 2**20  # bytes of a line, characters of a CSV field: what is longer is no prompt but a broken file
-TOO_DEEP = object()  # in place of an item that is nested deeper than a row may be
-ESCAPE = re.compile(rb"\\.", re.DOTALL)  # in a text of JSON
-OPENING = list(b"[{")
-NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
             ".parquet": "parquet", ".txt": "text"}
 
@@ -153,32 +148,19 @@ class JsonArray(Rows):
 
     @staticmethod
     def rows(path, _=None):
-        """(number, value) of each item."""
-        ijson = import_extra("ijson", "batch", f"{path}: reading a JSON array")
+        """(number, Record) of each item."""
         with open(path, "rb") as file:
             _skip_mark(file, path)
-            start = file.tell()
-            first = file.read(2**16).lstrip()[:1]
-            if first not in (b"[", b""):
-                raise ValueError(f"{path}: expected a JSON array, found {first!r} at its beginning; a file with an "
-                                 "object on each line is --input_format jsonl")
-            file.seek(start)
             try:
-                if first:
-                    deepest = _deepest(file)
-                    file.seek(start)
-                    yield from enumerate(
-                        ijson.items(file, "item") if deepest <= DEEPEST + 1 else _shallow_items(ijson, file), 1)
-            # A number beyond what a Decimal holds is an ArithmeticError, some halves of surrogate pairs are no UTF-8.
-            except (ijson.JSONError, ArithmeticError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}: invalid JSON: {one_line(error)}") from None
+                for number, item in enumerate(json_items(file, LONGEST), 1):
+                    yield number, _record(number, item)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
 
     @staticmethod
-    def record(number, value, prompt_column=None):
+    def record(number, record, prompt_column=None):
         """The Record of an item."""
-        if value is TOO_DEEP:
-            return Record(number, error=f"invalid JSON: {too_deep(DEEPEST)}")
-        return _object(number, exact(value))
+        return record
 
 
 class Csv(Rows):
@@ -261,8 +243,15 @@ class Parquet(Rows):
     def record(number, place, prompt_column=None):
         """The Record of a row."""
         part, row = place
+        try:
+            value = part.slice(row, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            return Record(number, error=f"not UTF-8 at byte {error.start + 1} of a text")
         # A NaN is how tables say that there is no value.
-        return Record(number, _without_nans(exact(part.slice(row, 1).to_pylist()[0])))
+        fields = _without_nans(_decoded(exact(value)))
+        asked = [*([prompt_column] if prompt_column else PROMPTS), "system", "history"]
+        bad = next((name for name in asked if _has_bytes(fields.get(name))), None)
+        return Record(number, fields, bad and f"{bad}: expected text, found bytes that are not UTF-8")
 
 
 FORMATS = {"jsonl": JsonLines, "json": JsonArray, "csv": Csv, "tsv": Tsv, "parquet": Parquet, "text": Lines}
@@ -279,43 +268,22 @@ def _parquet(path):
         raise ValueError(f"{path}: not a Parquet file that can be read: {one_line(error)}") from None
 
 
-def _deepest(file):
-    """How many lists and objects of a JSON file are open at once."""
-    depth = deepest = in_string = 0
-    rest = b""
-    while part := file.read(2**20):
-        part = ESCAPE.sub(b"", rest + part)
-        rest = b"\\" * part.endswith(b"\\")
-        texts = part.removesuffix(b"\\").split(b'"')
-        brackets = b"".join(texts[in_string::2]).translate(None, NO_BRACKETS)
-        in_string ^= (len(texts) - 1) % 2
-        if brackets:
-            levels = np.cumsum(np.where(np.isin(np.frombuffer(brackets, np.uint8), OPENING), 1, -1)) + depth
-            depth, deepest = int(levels[-1]), max(deepest, int(levels.max()))
-    return deepest
-
-
-def _shallow_items(ijson, file):
+def _record(number, item):
     """
-    The items of the array in a file, with TOO_DEEP in place of those that are. Slower than `ijson.items`, which keeps
-    the place of each open list as a text: gigabytes, where a hundred thousand are open.
+    The Record of an item of a JSON array, as if it stood on a line of its own; ValueError where it is no JSON: what is
+    behind it might be read wrongly.
     """
-    depth = deepest = 0  # lists and objects that are open, the array among them; the most there were in this item
-    for event, value in ijson.basic_parse(file):
-        if depth == 0:  # the array begins
-            depth = 1
-            continue
-        if depth == 1:
-            if event == "end_array":  # what follows is an error
-                continue
-            builder, deepest = ijson.ObjectBuilder(), 0
-        depth += event.startswith("start_")
-        deepest = max(deepest, depth - 1)
-        if deepest <= DEEPEST:
-            builder.event(event, value)
-        depth -= event.startswith("end_")
-        if depth == 1:
-            yield builder.value if deepest <= DEEPEST else TOO_DEEP
+    if item.text is None:
+        return Record(number, error=f"longer than {LONGEST >> 20} MiB")
+    try:
+        return _object(number, parse_exact_json(item.text.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        reason = f"not UTF-8 at byte {error.start + 1}"
+    except ValueError as error:
+        reason = one_line(error)
+        if item.depth > DEEPEST:
+            return Record(number, error=f"invalid JSON: {reason}", source=item.text.decode("utf-8"))
+    raise ValueError(f"invalid JSON: item {number}: {reason}")
 
 
 def _skip_mark(file, path):
@@ -336,11 +304,28 @@ def _without_nans(fields):
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields.items()}
 
 
+def _decoded(value):
+    """The same value with text in place of bytes that are UTF-8, as tables without a type for text hold it."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, dict):
+        return {_decoded(name): _decoded(item) for name, item in value.items()}
+    return [_decoded(item) for item in value] if isinstance(value, list) else value
+
+
+def _has_bytes(value):
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, bytes) or any(map(_has_bytes, items))
+
+
 def _check_column(path, names, prompt_column):
     """ValueError where a table has nothing to answer, or two columns of one name, of which one would be lost."""
     if len(set(names)) < len(names):
         raise ValueError(f"{path}: two columns have the same name: {listed(names)}")
-    wanted = [prompt_column] if prompt_column else ["prompt", "messages", "query"]
+    wanted = [prompt_column] if prompt_column else PROMPTS
     if not set(wanted) & set(names):
         raise ValueError(f"{path}: expected a column {' or '.join(wanted)}, found {listed(names)}; --prompt_column "
                          "names another")

@@ -4,24 +4,36 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qwen_mindspore.batch.journal import ANSWER, ERROR
+from qwen_mindspore.batch.records import PROMPTS
 from qwen_mindspore.common.json_text import Number, parse_exact_json
 from qwen_mindspore.common.kinds import read_as
-from qwen_mindspore.common.text import listed, shown
+from qwen_mindspore.common.text import check_whole, is_blank, listed, shown
 from qwen_mindspore.generate.answers import Answers, prompt_of, text_of
-from qwen_mindspore.generate.settings import ALLOWED, from_text
+from qwen_mindspore.generate.settings import IN_FILES, from_text
+from qwen_mindspore.generate.unavailable import NEUTRAL
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
 __all__ = ["Result", "RowOptions", "Worker", "answer_all"]
 
-PROMPTS = ("prompt", "messages", "query")
 # Columns that are settings -> their names here; OpenAI's among them.
 OVERRIDES = {**{name: name for name in ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
-                                        "repetition_penalty", "seed", "stop_words")},
-             "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "stop": "stop_words"}
-# OpenAI's columns that ask for what there is not -> the values that don't.
-REFUSED = {"n": (1,), "best_of": (1,), "logprobs": (False, 0), "top_logprobs": (0,), "presence_penalty": (0,),
-           "frequency_penalty": (0,), "logit_bias": ({},), "tools": ([],), "functions": ([],), "tool_choice": ("none",),
-           "function_call": ("none",), "response_format": ({"type": "text"},), "suffix": ("",), "echo": (False,)}
+                                        "repetition_penalty", "seed", "stop_words", "stop_words_ids", "chat_format",
+                                        "max_window_size", "eos_token_id", "min_p", "min_new_tokens", "ignore_eos",
+                                        "presence_penalty", "frequency_penalty", "logit_bias")},
+             "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "min_tokens": "min_new_tokens",
+             "stop": "stop_words"}
+# transformers' and vLLM's columns that no data have but for an answer.
+OF_OTHERS = ("num_beams", "num_beam_groups", "num_return_sequences", "min_length", "max_length", "typical_p", "top_a",
+             "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "diversity_penalty", "length_penalty",
+             "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids",
+             "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id",
+             "forced_eos_token_id", "sequence_bias", "stop_strings", "guidance_scale", "prompt_logprobs")
+# Columns that ask for what there is not -> the values that don't; OpenAI's first.
+REFUSED = {"n": (1,), "best_of": (1,), "logprobs": (False, 0), "top_logprobs": (0,),
+           "tools": ([],), "functions": ([],), "tool_choice": ("none",),
+           "function_call": ("none",), "response_format": ({"type": "text"},), "suffix": ("",), "echo": (False,),
+           **{name: NEUTRAL.get(name, (False, 0)) for name in OF_OTHERS},
+           "num_return_sequences": (1,), "max_length": ()}
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ class Worker:
             _check_history(history)
             messages = [*as_messages(history, system or self.options.system), {"role": "user", "content": query}]
         _check_text(name, query)
-        if not query.strip():
+        if is_blank(query):
             raise ValueError(f"{name} is empty")
         return given, self._encode(messages, given, settings)
 
@@ -202,9 +214,12 @@ class Worker:
                 changes[name] = value
         for column, neutral in REFUSED.items():
             if column in columns and from_text(column, columns[column]) not in neutral:
-                raise ValueError(f"{column}: not implemented, expected {' or '.join(map(repr, neutral))} or nothing, "
-                                 f"found {shown(columns[column])}; --prompt_column says if that is the prompt")
+                raise ValueError(f"{column}: not implemented, expected {''.join(f'{value!r} or ' for value in neutral)}"
+                                 f"nothing, found {shown(columns[column])}; --prompt_column says if that is the prompt")
+        ends = [*changes.pop("stop_words_ids", ()), *((token,) for token in changes.pop("eos_token_id", ()))]
         settings = self.settings.override(**changes)
+        if ends:  # in addition to everyone's, which are the model's own
+            settings = settings.override(stop_words_ids=[*settings.stop_words_ids, *ends])
         return settings if "seed" in changes else settings.of_row(record.number)
 
 
@@ -249,12 +264,16 @@ def _checked_messages(messages):
     turns = roles[roles[:1] == ["system"]:]
     if len(turns) % 2 == 0 or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
         raise ValueError(f"{expected}; found {listed(roles) or 'none'}")
-    return [{"role": message["role"], "content": text_of(message.get("content"))} for message in messages]
+    messages = [{"role": message["role"], "content": text_of(message.get("content"))} for message in messages]
+    for number, message in enumerate(messages, 1):
+        check_whole(message["content"], f"messages: the content of message {number}")
+    return messages
 
 
 def _check_text(name, value):
     if not isinstance(value, str):
         raise ValueError(f"{name}: expected text, found {shown(value)}")  # and no TypeError: it is a bad row
+    check_whole(value, name)
 
 
 def _check_history(history):
@@ -264,6 +283,9 @@ def _check_history(history):
         isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in history)
     if not is_turns:
         raise ValueError(f"history: expected a list of [question, answer], found {shown(history)}")
+    for number, turn in enumerate(history, 1):
+        for text in turn:
+            check_whole(text, f"history: turn {number}")
 
 
 def _parsed(value):
@@ -279,7 +301,7 @@ def _parsed(value):
 def _setting(column, name, value):
     """The value of a setting; in a CSV it stands as JSON, or a stop word as it is. ValueError names the column."""
     value = _stop_words(value) if name == "stop_words" else from_text(name, value)
-    return None if value is None else read_as(ALLOWED[name], column, value)
+    return None if value is None else read_as(IN_FILES[name], column, value)
 
 
 def _stop_words(value):

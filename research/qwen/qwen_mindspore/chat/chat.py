@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import NoneType
 
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.text import check_whole, is_blank, shown
 from qwen_mindspore.generate.answers import Answers, prompt_of, room_of
 from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings
@@ -183,7 +183,13 @@ def _prompt(config, tokenizer, settings, query, history, system):
         raise ValueError(f"system: expected a text, found {shown(system)}")
     if isinstance(history, (str, bytes, dict, set)) or not isinstance(history, (Iterable, NoneType)):
         raise ValueError(f"history: expected (query, response) pairs, found {shown(history)}")
+    check_whole(query, "query")
+    if is_blank(query):
+        raise ValueError("query is empty")
     messages = [] if settings.chat_format == "raw" else as_messages(history, system)
+    for number, message in enumerate(messages):  # two of them a turn, behind the system message
+        if isinstance(message["content"], str):  # what is none is told by `prompt_of`
+            check_whole(message["content"], f"history: turn {(number + 1) // 2}" if number else "system")
     ids = prompt_of([*messages, {"role": "user", "content": query}], settings, tokenizer, config)
     if len(ids) >= room_of(config):
         raise ValueError(f"query: it has {len(ids)} tokens with the system message, and the model holds "

@@ -1,7 +1,6 @@
 """A chat as a person has it: the conversation, its settings, and the commands that look after both."""
 import ast
 import contextlib
-import difflib
 import re
 import time
 from dataclasses import fields, replace
@@ -10,7 +9,8 @@ from typing import NamedTuple
 
 from qwen_mindspore.chat.chat import stream_reply
 from qwen_mindspore.common.files import parse_json, read_text, replacing, to_json
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.kinds import as_number
+from qwen_mindspore.common.text import check_whole, closest, shown
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM, as_messages
 
@@ -87,8 +87,8 @@ class Session:
             return Question(line.strip())
         name, argument = [*line[1:].split(maxsplit=1), "", ""][:2]
         if name not in COMMANDS:
-            nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-            advice = f"did you mean :{nearest[0]}?" if nearest else ":help lists the commands"
+            near = closest(name, COMMANDS)
+            advice = f"did you mean :{near}?" if near else ":help lists the commands"
             raise ValueError(f":{name}: no such command; {advice}")
         method, arguments, _ = COMMANDS[name]
         if argument and not arguments:
@@ -253,8 +253,8 @@ class Session:
         """Change settings, all or, with a ValueError, none."""
         for name in changes:
             if name not in [*SETTINGS, "seed"]:
-                nearest = difflib.get_close_matches(name, SETTINGS, n=1)
-                advice = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(SETTINGS)}"
+                near = closest(name, SETTINGS)
+                advice = f"did you mean {near}?" if near else f"there are {', '.join(SETTINGS)}"
                 raise ValueError(f"{name}: no such setting; {advice}")
         self.settings = replace(self.settings, **changes)
 
@@ -313,6 +313,7 @@ def load_conversation(path):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise ValueError(f'{path}: message {number}: expected {{"role": ..., "content": TEXT}}, found '
                              f"{shown(message)}")
+        check_whole(message["content"], f"{path}: message {number}")
     has_system = bool(messages) and messages[0].get("role") == "system"
     system = messages[0]["content"] if has_system else DEFAULT_SYSTEM
     turns = messages[has_system:]
@@ -332,9 +333,14 @@ def _value(text):
     if text.lower() in WORDS:
         return WORDS[text.lower()]
     try:
-        return ast.literal_eval(text)
+        return as_number(text)
+    except ValueError:
+        pass
+    try:
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    return text if isinstance(value, (int, float)) else value  # 1_000 and 0x10 are no numbers anywhere else
 
 
 def _listed(value):

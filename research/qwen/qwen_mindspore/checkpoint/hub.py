@@ -10,7 +10,6 @@ breaks in the middle is taken up again, and every file is compared with the leng
 record for it, a sha256, or git's for small files; one that differs is fetched anew, once.
 """
 import contextlib
-import difflib
 import fnmatch
 import hashlib
 import os
@@ -26,7 +25,7 @@ from qwen_mindspore.checkpoint.names import ms_to_hf
 from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.files import check_disk, read_json, sha256
 from qwen_mindspore.common.progress import say
-from qwen_mindspore.common.text import readable_bytes
+from qwen_mindspore.common.text import closest, readable_bytes
 from qwen_mindspore.families import family_of
 
 __all__ = ["HUBS", "RemoteFile", "Repository", "Unreachable", "fetch", "is_hub_name", "look_up"]
@@ -408,5 +407,5 @@ def _is_weight(path, weights):
 
 def _advice(name):
     """A released model that may be meant."""
-    near = difflib.get_close_matches(name, RELEASED, n=1)
-    return f"did you mean {near[0]}? Or " if near and near[0] != name else "check the name, or "
+    near = closest(name, RELEASED)
+    return f"did you mean {near}? Or " if near else "check the name, or "

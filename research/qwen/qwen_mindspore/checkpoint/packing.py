@@ -20,7 +20,6 @@ The embedding, where it is quantized, has the same under `transformer.wte`, `ord
 
 Source: https://github.com/AutoGPTQ/AutoGPTQ, whose files hold the same numbers in another order.
 """
-import numbers
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,7 +29,7 @@ import numpy as np
 from qwen_mindspore.checkpoint.replace import repair
 from qwen_mindspore.common.files import read_json
 from qwen_mindspore.common.keys import MODEL
-from qwen_mindspore.common.kinds import read_as
+from qwen_mindspore.common.kinds import FLAG, INTEGER, read_as
 from qwen_mindspore.common.text import shown
 from qwen_mindspore.families import FAMILIES, QWEN
 
@@ -142,8 +141,8 @@ def _is_group_size(value):
 
 def typed(settings):
     """
-    Settings of a quantization, each as it is meant: 4.0 is 4, "true" is True. What can't be meant stays, for
-    `Quantization` to refuse.
+    Settings of a quantization, each as it is meant: 4.0 and "4" are 4, "true" is True, as `common.kinds` has it.
+    What can't be meant stays, for `Quantization` to refuse.
 
     Args:
         settings (dict): A `quantization`, `quantization_config` or quantize_config.json.
@@ -154,14 +153,19 @@ def typed(settings):
 
 
 def _whole(value):
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return int(value) if is_number and value == value // 1 else value
+    return _read(INTEGER, value)
 
 
 def _flag(value):
-    if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.strip().lower(), value)
-    return bool(value) if type(value) in (int, float) and value in (0, 1) else value
+    return _read(FLAG, value)
+
+
+def _read(kind, value):
+    """The value as a kind has it; what is none of it as it is."""
+    try:
+        return kind.read(value)
+    except (ValueError, TypeError, OverflowError):
+        return value
 
 
 def _lower(value):

@@ -7,7 +7,6 @@ The models in the cache, those that --model has fetched or converted:
 A model that was deleted is fetched and converted again when it is named again, as the hub then has it.
 """
 import argparse
-import difflib
 import time
 
 from qwen_mindspore.checkpoint.hub import HUBS
@@ -15,7 +14,7 @@ from qwen_mindspore.checkpoint.model_cache import entries, remove
 from qwen_mindspore.cli.command import run_command
 from qwen_mindspore.common.files import cache_folder
 from qwen_mindspore.common.progress import say
-from qwen_mindspore.common.text import readable_bytes
+from qwen_mindspore.common.text import closest, readable_bytes
 
 NAME = "cache"
 HEADER = ("NAME", "REVISION", "WHAT", "SIZE", "LAST USED")
@@ -66,8 +65,8 @@ def chosen(args, found):
                    and (args.revision is None or args.revision in entry.revisions)
                    and args.hub in (None, entry.info["hub"])]
         if not of_name:
-            near = difflib.get_close_matches(name, [entry.name for entry in found], n=1)
-            hint = f"did you mean {near[0]}?" if near and near[0] != name else "qwen-ms cache lists what is"
+            near = closest(name, [entry.name for entry in found])
+            hint = f"did you mean {near}?" if near else "qwen-ms cache lists what is"
             revision = f" of revision {args.revision}" if args.revision else ""
             raise ValueError(f"--delete {name}: nothing{revision} in the cache; {hint}")
         doomed += of_name

@@ -20,6 +20,7 @@ from qwen_mindspore.cli.options import (
 )
 from qwen_mindspore.common.files import check_encoding, decode_text, state_folder
 from qwen_mindspore.common.progress import say, waiting
+from qwen_mindspore.common.text import is_blank
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
 
 NAME = "run_qwen_7b_chat"
@@ -139,7 +140,7 @@ def talk(session, console, independent=False):
     """
     from qwen_mindspore.chat.session import Question
     for line in console.lines():
-        if not line.strip():
+        if is_blank(line):
             continue
         try:
             said = session.read(line)

@@ -12,6 +12,7 @@ VERBS = {
     "quantize": ("quantize", "to 4 or 8 bits, as quantize.py does"),
     "perplexity": ("perplexity", "of a text at given context lengths, as perplexity.py does"),
     "benchmark": ("benchmark", "speed and memory beside peers, as benchmark.py does"),
+    "benchmark-server": ("benchmark_server", "what the server costs beside its bare engine"),
     "cache": ("cache", "the models that were fetched by name: list them, delete one"),
     "audit": ("audit", "the NPU's graphs, on a machine without one, as audit_ascend.py does"),
 }
@@ -37,5 +38,5 @@ def main(argv=None):
 
 
 def _usage():
-    lines = [f"  {verb:12}{what}" for verb, (_, what) in VERBS.items()]
+    lines = [f"  {verb:18}{what}" for verb, (_, what) in VERBS.items()]
     return "\n".join(["usage: qwen-ms VERB ...     (qwen-ms VERB --help says more)", "", *lines])

@@ -4,6 +4,7 @@ import argparse
 from qwen_mindspore.checkpoint.formats import FLOATS
 from qwen_mindspore.checkpoint.hub import HUBS
 from qwen_mindspore.common.files import configs_folder
+from qwen_mindspore.common.kinds import FLAG
 from qwen_mindspore.common.text import argument_text
 from qwen_mindspore.generate.build import load_config
 
@@ -163,9 +164,10 @@ def positive_int(text):
 
 def boolean(text):
     """A command line's true or false, for argparse."""
-    if text.lower() not in ("true", "false", "1", "0"):
-        raise argparse.ArgumentTypeError(f"expected true or false, found {text}")
-    return text.lower() in ("true", "1")
+    try:
+        return FLAG.read(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text}") from None
 
 
 def positive_ints(text):

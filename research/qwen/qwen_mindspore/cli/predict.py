@@ -24,7 +24,7 @@ from qwen_mindspore.cli.options import (
 from qwen_mindspore.common.files import replacing
 from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.common.progress import waiting
-from qwen_mindspore.common.text import argument_text
+from qwen_mindspore.common.text import argument_text, is_blank
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
 from qwen_mindspore.generate.settings import FROM_1, GenerationSettings, from_text
 from qwen_mindspore.text.files import read_lines
@@ -75,7 +75,7 @@ def read_prompts(arguments):
     if not prompts:
         raise ValueError("--predict_data: no prompt found")
     for number, prompt in enumerate(prompts, 1):
-        if not prompt.strip():
+        if is_blank(prompt):
             raise ValueError(f"--predict_data: prompt {number} is empty")
     return prompts
 

@@ -194,5 +194,10 @@ def check_disk(folder, needed):
     folder = Path(folder).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < needed:
+        cache = cache_folder()
+        advice = "make room or choose another place"
+        if folder.is_relative_to(cache):
+            advice = (f"make room (qwen-ms cache lists what is there and deletes it), or move {cache} to another disk "
+                      f"and set XDG_CACHE_HOME to the folder that it is in then")
         raise OSError(errno.ENOSPC, f"the disk is full, {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB "
-                                    "free: make room or choose another place", str(folder))
+                                    f"free: {advice}", str(folder))

@@ -46,7 +46,7 @@ def parse_exact_json(text, deepest=DEEPEST):
 
 
 def exact(content):
-    """The same content with `Number`s where it has Decimals, as ijson and Parquet give them; others as floats."""
+    """The same content with `Number`s where it has Decimals, as Parquet gives them; others as floats."""
     if isinstance(content, Decimal):
         return _float(str(content)) if content.is_finite() else None
     if isinstance(content, dict):

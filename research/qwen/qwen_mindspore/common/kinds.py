@@ -19,11 +19,12 @@ from decimal import Decimal
 from qwen_mindspore.common.text import shown
 
 __all__ = ["CHAT_FORMAT", "COUNT", "COUNT_OR_0", "DROPOUT", "DTYPE", "FLAG", "INTEGER", "NOT_NEGATIVE", "NUMBER",
-           "PATH", "POSITIVE", "SHARE", "TEXT", "TEXTS", "TOKEN_ID", "TOKEN_IDS", "Kind", "advised", "choice",
-           "integer", "one_of", "optional", "read_as", "read_keys", "require", "section", "unquoted"]
+           "PATH", "POSITIVE", "SHARE", "TEXT", "TEXTS", "TOKEN_ID", "TOKEN_IDS", "Kind", "advised", "as_number",
+           "choice", "integer", "one_of", "optional", "read_as", "read_keys", "require", "section", "unquoted"]
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")  # YAML 1.1's, and a command line's
 LARGEST = 2**31 - 1  # of a size: shapes and ids are int32 in the graph
+NUMERAL = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 DTYPES = {"float16": "float16", "fp16": "float16", "f16": "float16", "half": "float16",
           "bfloat16": "bfloat16", "bf16": "bfloat16",
           "float32": "float32", "fp32": "float32", "f32": "float32", "float": "float32"}
@@ -107,7 +108,7 @@ def advised(kind, advice):
     """The same kind, whose message adds what to write instead of a number that is not above 0."""
     def advice_for(value):
         try:
-            return advice if _as_number(value) <= 0 else ""
+            return advice if as_number(value) <= 0 else ""
         except (ValueError, OverflowError):
             return ""
 
@@ -165,10 +166,14 @@ def _flag(value):
     return bool(value)
 
 
-def _as_number(value):
-    """The number that a value is or says."""
+def as_number(value):
+    """
+    The number that a value is, or that a text says: digits, with a sign, a point, an exponent. ValueError for none; so
+    for 1_000, 0x10 and 010, which languages read in different ways.
+    """
     if isinstance(value, str):
         text = value.strip()
+        require(NUMERAL.fullmatch(text))
         value = int(text) if re.fullmatch(r"[+-]?\d+", text, re.ASCII) else float(text)
     if isinstance(value, Decimal):
         value = float(value)
@@ -179,7 +184,7 @@ def _as_number(value):
 def integer(lowest=None, highest=LARGEST):
     """A `read` of integers in a range."""
     def read(value):
-        given = _as_number(value)
+        given = as_number(value)
         number = int(given)
         require(number == given and abs(number) <= highest)
         require(lowest is None or number >= lowest)
@@ -190,7 +195,7 @@ def integer(lowest=None, highest=LARGEST):
 
 def _number(fits=lambda value: True):
     def read(value):
-        given = _as_number(value)
+        given = as_number(value)
         number = given if type(value) in (int, float) else float(given)
         require(math.isfinite(number) and fits(number))
         return number

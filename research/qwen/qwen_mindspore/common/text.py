@@ -1,10 +1,51 @@
-"""How messages show values, and what the command line's arguments say."""
+"""Texts: how messages show values, what may be meant by a misspelt name, and which text is none."""
+import difflib
 import os
+import re
 from itertools import chain
 
-__all__ = ["argument_text", "listed", "one_line", "readable_bytes", "shown"]
+__all__ = ["argument_text", "check_whole", "closest", "is_blank", "listed", "nearest", "one_line", "readable_bytes",
+           "shown"]
 
 BRACKETS = {list: "[]", tuple: "()", dict: "{}"}
+HALF_PAIR = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
+
+
+def closest(name, names):
+    """The one of some names that a misspelt one is closest to; None where it is one of them, or like none."""
+    name, names = str(name), list(names)
+    found = [] if name in names else difflib.get_close_matches(name, names, n=1)
+    return found[0] if found else None
+
+
+def nearest(name, names):
+    """" (did you mean NAME?)" for a name that is close to one of those that there are, else ""."""
+    found = closest(name, names)
+    return f" (did you mean {found}?)" if found else ""
+
+
+def is_blank(text):
+    """
+    Whether a text says nothing: it is empty, or all of it is white space. That is what Python's `str.isspace` has for
+    it: Unicode's white space, U+2028 and the wide space of Chinese texts among it, and the separators U+001C to U+001F.
+    A space without width (U+200B) is none.
+    """
+    return not text.strip()
+
+
+def check_whole(text, name):
+    """
+    ValueError where there is half a surrogate pair in a text, as a JSON file's "\\ud83d" makes it: no character, and a
+    tokenizer could but put another one in its place.
+
+    Args:
+        text (str): Any.
+        name (str): What it is called in the message.
+    """
+    found = HALF_PAIR.search(text)
+    if found:
+        raise ValueError(f"{name}: character {found.start() + 1} is half a surrogate pair (\\u{ord(found[0]):04x}) and "
+                         "no text: the file or program that it is from has cut a character in two")
 
 
 def shown(value, limit=60):

@@ -123,9 +123,11 @@ def with_stop_words(settings, tokenizer):
     Returns:
         GenerationSettings.
     """
-    ends = [*(get_stop_words_ids("chatml", tokenizer) if settings.chat_format == "chatml" else ()), [tokenizer.eod_id]]
+    control, end = get_stop_words_ids("chatml", tokenizer), [tokenizer.eod_id]
     if settings.ignore_eos:  # a config names them, too
-        return settings.override(stop_words_ids=[word for word in settings.stop_words_ids if list(word) not in ends])
+        own = [word for word in settings.stop_words_ids if list(word) not in [*control, end]]
+        return settings.override(stop_words_ids=own)
+    ends = [*control, end] if settings.chat_format == "chatml" else [end]
     return settings.override(stop_words_ids=[*settings.stop_words_ids, *ends])
 
 
@@ -219,12 +221,13 @@ class Answers:
     def __init__(self, engine, tokenizer):
         self.engine, self.tokenizer = engine, tokenizer
         self.active, self.tokens = {}, 0
+        self._owes_step = False  # one that a stop string ended still has its blocks
         self._lock = threading.Lock()  # an output may come before its answer is entered
 
     @property
     def has_work(self):
-        """Whether there are answers that have not ended."""
-        return bool(self.active)
+        """Whether there is a step to do: of answers that have not ended, or one to give back what others held."""
+        return bool(self.active) or self._owes_step
 
     def add(self, prompt, settings, id=None, grammar=None, strip=None):
         """
@@ -246,7 +249,8 @@ class Answers:
         settings = with_stop_words(settings, self.tokenizer)
         answer = Answer(id, prompt, settings, self.tokenizer, strip)
         with self._lock:
-            answer.id = self.engine.add(Request(prompt, settings, id, grammar))
+            number = self.engine.add(Request(prompt, settings, id, grammar))
+            answer.id = number if id is None else id
             self.active[answer.id] = answer
         return answer
 
@@ -263,6 +267,7 @@ class Answers:
         """
         outputs, changed = self.engine.step(), []
         with self._lock:
+            self._owes_step = False
             for output in outputs:
                 answer = self.active.get(output.id)
                 if answer is None:  # a stop string ended it, and the engine says that it was cancelled
@@ -270,6 +275,7 @@ class Answers:
                 self.tokens += output.token is not None
                 if answer.add(output):
                     self.engine.cancel(output.id)
+                    self._owes_step = True
                 if answer.finish_reason:
                     del self.active[output.id]
                 changed.append(answer)

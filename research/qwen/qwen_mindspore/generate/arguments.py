@@ -1,13 +1,12 @@
 """The arguments of `generate`: what MindFormers, transformers and the original Qwen know, taken, or refused by name."""
 import copy
-from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 from mindformers.generation.generation_config import GenerationConfig
 
 from qwen_mindspore.common.kinds import read_as
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.text import nearest, shown
 from qwen_mindspore.generate.sampling import as_ids
 from qwen_mindspore.generate.settings import (
     ALLOWED,
@@ -17,8 +16,8 @@ from qwen_mindspore.generate.settings import (
     FROM_NO_TOKEN,
     SAMPLING,
     from_text,
-    nearest,
 )
+from qwen_mindspore.generate.unavailable import NEUTRAL, refuse
 
 __all__ = ["Arguments", "check_helpers", "generation_arguments", "prompts_of"]
 
@@ -32,19 +31,6 @@ KNOWN = {
 NO_TOKEN = -1
 DEFAULT_LENGTH = 20  # of prompt and answer, as MindFormers has it
 SWITCHED_OFF = (*SAMPLING, "eos_token_id", "pad_token_id")  # by None; to others None means: not given
-# What others look at, with the values by which nothing is asked for: any that is not among them is refused.
-NEUTRAL = {
-    "num_beams": (1,), "num_beam_groups": (1,), "encoder_repetition_penalty": (1,), "parallel_decoding": (False,),
-    "typical_p": (1,), "min_p": (0,), "epsilon_cutoff": (0,), "eta_cutoff": (0,), "top_a": (0,),
-    "penalty_alpha": (0,), "diversity_penalty": (0,), "length_penalty": (0, 1), "no_repeat_ngram_size": (0,),
-    "encoder_no_repeat_ngram_size": (0,), "presence_penalty": (0,), "frequency_penalty": (0,),
-    "early_stopping": (False,), "constraints": ([],), "bad_words_ids": ([],), "force_words_ids": ([],),
-    "suppress_tokens": ([],), "begin_suppress_tokens": ([],), "forced_bos_token_id": (), "forced_eos_token_id": (),
-    "sequence_bias": ({},),
-    "stop_strings": ([],), "stopping_criteria": ([],), "prefix_allowed_tokens_fn": (), "assistant_model": (),
-    "prompt_lookup_num_tokens": (0,), "guidance_scale": (1,), "max_time": (), "output_attentions": (False,),
-    "output_hidden_states": (False,), "inputs_embeds": (), "num_assistant_tokens": (),
-}
 # What no answer depends on: any value does.
 IGNORED = {"use_past", "use_cache", "bos_token_id", "decoder_start_token_id", "window_size", "level", "guess_set_size",
            "remove_invalid_values", "synced_gpus", "low_memory", "return_legacy_result", "cache_implementation",
@@ -121,19 +107,8 @@ def _check_known(name, value):
     if name not in NEUTRAL:
         known = [*KNOWN, "seed", "attention_mask", "streamer", "logits_processor", "generation_config"]
         raise ValueError(f"{name}: generate has no such argument{nearest(name, known)}")
-    is_neutral = value is None or any(_equal(value, neutral) for neutral in NEUTRAL[name])
-    if not is_neutral:
-        instead = ": give the ids as stop_words_ids" if name in ("stop_strings", "stopping_criteria") else ""
-        raise ValueError(f"{name}: not implemented, expected {' or '.join(map(str, (*NEUTRAL[name], None)))}, found "
-                         f"{shown(value)}{instead}")
-
-
-def _equal(value, neutral):
-    if isinstance(neutral, (list, dict)):
-        return isinstance(value, (list, tuple, dict)) and not value
-    if isinstance(neutral, bool):
-        return isinstance(value, (bool, np.bool_)) and value == neutral
-    return isinstance(value, Real) and not isinstance(value, bool) and value == neutral
+    refuse(name, value, NEUTRAL[name],
+           ": give the ids as stop_words_ids" if name in ("stop_strings", "stopping_criteria") else "")
 
 
 def prompts_of(input_ids, attention_mask, pad, ends):

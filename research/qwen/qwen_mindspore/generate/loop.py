@@ -44,9 +44,12 @@ class QwenForCausalLM(CausalLM):
         Continue prompts, as MindFormers' `generate` does.
 
         Args:
-            input_ids: One list of ids, or a batch; prompts of a batch may differ in length. Padding on the right
-                (`pad_token_id`) of an array's rows, or of several lists of one length, is no part of a prompt, see
-                `arguments.prompts_of`.
+            input_ids: One list of ids, or a batch; prompts of a batch may differ in length: such lists carry no padding
+                and are taken as they are. Padding on the right (`pad_token_id`) of an array's rows, or of lists of one
+                length, is no part of a prompt. Where that is also the id that ends a text, as with the released Qwens,
+                nobody can tell the one from the other: of a run of it at the end of all lists nothing stays, but for a
+                single one that all of them have; of arrays nothing. Whose prompts end with it gives an
+                `attention_mask`, or lists of different lengths. See `arguments.prompts_of`.
             generation_config (GenerationConfig): Default: by the model's config.
             logits_processor (LogitsProcessorList): In addition to those that the settings ask for.
             streamer: Its `put` gets the prompts, then each step's id (a list of ids for a batch); then `end()`.
@@ -91,6 +94,23 @@ class QwenForCausalLM(CausalLM):
         generated = sum(map(len, out.sequences)) - sum(map(len, prompts))
         logger.info("%d tokens generated, %.1f tokens/s", generated, generated / (time.time() - start))
         return out if settings.return_dict_in_generate else out.sequences
+
+    def postprocess(self, input_ids, is_finished, res, generation_config, valid_length_each_example, current_index,
+                    logits_processor=None, logits_warper=None, need_gather_logits=True):
+        """
+        MindFormers' choice of tokens, which its own loop and `infer` make. Logits that are not finite choose none: a
+        FloatingPointError, as in `generate`.
+        """
+        logits = (res[0] if isinstance(res, tuple) else res).asnumpy()
+        logits = logits.reshape(-1, logits.shape[-1])
+        if need_gather_logits and len(logits) > len(current_index):
+            logits = logits[np.asarray(current_index)]
+        for row in np.flatnonzero(~np.asarray(is_finished, bool)):
+            place = f"position {valid_length_each_example[row]}"
+            check_logits(logits[row], f"prompt {row}", place)
+            check_finite(logits[row].max(), f"prompt {row}", place)
+        return super().postprocess(input_ids, is_finished, res, generation_config, valid_length_each_example,
+                                   current_index, logits_processor, logits_warper, need_gather_logits)
 
     def _processors(self, settings, own):
         """MindFormers' logits processors and those of the caller; what holds the end back is in `_choose`."""

@@ -5,7 +5,6 @@ The table `ALLOWED` is where every command, file, row and call finds out what a 
 settings hold it: a Python number, lists as tuples. Where all there is is text, as in a CSV, or where text stands for a
 value, as in many a JSON or YAML, `from_text` gives the value.
 """
-import difflib
 import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from qwen_mindspore.common.kinds import (
     CHAT_FORMAT,
     COUNT,
     COUNT_OR_0,
+    FLAG,
     NOT_NEGATIVE,
     NUMBER,
     POSITIVE,
@@ -26,13 +26,16 @@ from qwen_mindspore.common.kinds import (
     TOKEN_ID,
     Kind,
     advised,
+    as_number,
     integer,
     read_as,
     require,
     unquoted,
 )
+from qwen_mindspore.common.text import nearest
+from qwen_mindspore.generate.unavailable import tell_of_unavailable
 
-__all__ = ["ALLOWED", "BOOLEAN", "FROM_0", "FROM_1", "SAMPLING", "GenerationSettings", "from_text", "nearest"]
+__all__ = ["ALLOWED", "BOOLEAN", "FROM_0", "FROM_1", "IN_FILES", "SAMPLING", "GenerationSettings", "from_text"]
 
 FROM_CONFIG = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "chat_format", "eos_token_id")
 NO_TOKEN = -1  # an eos_token_id that says that there is none
@@ -129,24 +132,27 @@ ALLOWED = {
     "eos_token_id": Kind(f"an id or a list of ids ({NO_TOKEN}: none)", _ends),
 }
 OF_A_REQUEST = ("logprobs", "prompt_logprobs", "logit_bias", "ignore_eos")  # no file has them for all answers
+# In a file and in a row, where a boolean may be written as YAML has it.
+IN_FILES = {name: Kind(kind.expected, FLAG.read) if kind is BOOLEAN else kind for name, kind in ALLOWED.items()}
 TEXTS = ("stop_words", "chat_format")  # what stands in a file as text is the value
 
 
 def from_text(name, value):
-    """The value that is meant where a setting stands as text: "0.8", "True", "[3, 4]"; any other value as it is."""
+    """
+    The value that is meant where a setting stands as text: "0.8", "True", "[3, 4]"; any other value as it is.
+    Numbers are written as everywhere, see `kinds.as_number`.
+    """
     if not isinstance(value, str) or name in TEXTS:
         return value
     text = value.strip()
     try:
+        return as_number(text)
+    except ValueError:
+        pass
+    try:
         return parse_exact_json(text.lower() if text.lower() in ("true", "false") else text)
     except ValueError:
         return value  # which is refused by name
-
-
-def nearest(name, names):
-    """" (did you mean NAME?)" for a name that is close to one of those that there are, else ""."""
-    found = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 @dataclass(frozen=True)
@@ -242,7 +248,7 @@ class GenerationSettings:
         its checkpoint, then `overrides`.
 
         Ids of `eos_token_id`, one or a list, count as stop words beside `stop_words_ids`. Keys of the file that are no
-        settings are ignored.
+        settings are ignored; where they ask for what there is not, as num_beams does, that is said on standard error.
 
         Args:
             config (QwenConfig): Read are `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty`,
@@ -292,8 +298,9 @@ def _generation_config(checkpoint):
 def _read(path):
     """The settings of a generation_config.json, with `eos_token_id`; ValueError, naming the file, for a bad one."""
     content = read_json(path)
+    tell_of_unavailable(path, content, ALLOWED)
     try:
-        return {name: read_as(kind, name, from_text(name, content[name])) for name, kind in ALLOWED.items()
+        return {name: read_as(kind, name, from_text(name, content[name])) for name, kind in IN_FILES.items()
                 if name not in OF_A_REQUEST and content.get(name) is not None}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

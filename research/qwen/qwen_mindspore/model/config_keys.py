@@ -4,7 +4,6 @@ The keys of a `QwenConfig`: which there are, and which values each takes.
 A configuration is written by hand, so a misspelt key or a value that can't be meant is refused by name. What this
 implementation reads stands in `common.keys`, the kinds of values in `common.kinds`.
 """
-import difflib
 import inspect
 
 import mindspore as ms
@@ -13,7 +12,7 @@ from mindformers.models.llama.llama_config import LlamaConfig
 
 from qwen_mindspore.common.keys import MODEL, QWEN_NAMES
 from qwen_mindspore.common.kinds import DTYPE, FLAG, INTEGER, NUMBER, TEXT, optional, read_as
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.text import closest, shown
 
 __all__ = ["HF_ONLY", "KINDS", "QWEN_NAMES", "check_key", "checked", "is_known"]
 
@@ -58,9 +57,9 @@ def check_key(key):
     """Raises ValueError for a key that no config has, with the one that it may be a misspelling of."""
     if not is_known(key):
         names = sorted({*KINDS, *UNCHECKED, *QWEN_NAMES})
-        near = difflib.get_close_matches(str(key), names, n=1)
+        near = closest(key, names)
         name = key if str(key).isprintable() and len(str(key)) <= 60 else shown(key)
-        raise ValueError(f"{name}: no such key of a QwenConfig" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ValueError(f"{name}: no such key of a QwenConfig" + (f"; did you mean {near}?" if near else ""))
 
 
 def checked(key, value):

@@ -199,6 +199,10 @@ class Job:
         """ApiError of the first answer that has failed; None where none has."""
         return next((error for choice in self.choices if (error := choice.fail())), None)
 
+    def queued(self):
+        """int, how many answers have to end before the engine begins with this; 0 where it has, or may."""
+        return min(self.service.runner.queued(choice.ticket) for choice in self.choices)
+
     def leave(self):
         """The client is gone: what it has asked for ends with the next step."""
         self.is_gone = True

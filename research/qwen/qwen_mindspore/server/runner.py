@@ -141,6 +141,13 @@ class Runner:
             self.cancel(ticket)
             ticket.event.set()
 
+    def queued(self, ticket):
+        """int, how many have to end before the engine begins with a ticket; 0 where it has, or has a place for it."""
+        if ticket.first is not None or ticket.is_over:
+            return 0
+        earlier = next((place for place, id in enumerate(self.tickets) if id == ticket.answer.id), 0)
+        return max(0, earlier + 1 - self.engine.max_batch)
+
     def seconds_for(self, count):
         """About how long so many answers take, by the latest ones; 1 where nothing is known."""
         if len(self._ends) < 2:

@@ -124,7 +124,7 @@ class EventStream(Response):
     async def _events(self):
         job, writer = self.job, self.writer
         left = list(job.choices)
-        yield writer.begin()
+        yield writer.begin() + (self._ping() if job.queued() else b"")
         while not job.is_gone:
             data = b""
             for choice in list(left):
@@ -143,9 +143,14 @@ class EventStream(Response):
             if data:
                 yield data
             elif self._is_due:
-                yield PING
+                yield self._ping()
             await job.event.wait()
             job.event.clear()
+
+    def _ping(self):
+        """A comment: that the connection lives, and how many are ahead in the queue."""
+        ahead = self.job.queued()
+        return b": queued %d\n\n" % ahead if ahead else PING
 
     def _arm(self, loop):
         """Look again when the stream will have been silent for as long as it may."""

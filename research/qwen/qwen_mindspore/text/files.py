@@ -6,6 +6,7 @@ import numpy as np
 from qwen_mindspore.common.files import parse_json, read_json, read_text, split_lines
 from qwen_mindspore.common.keys import TOKENIZER
 from qwen_mindspore.common.kinds import COUNT, optional, read_keys
+from qwen_mindspore.common.text import check_whole, is_blank
 
 __all__ = ["encode_texts", "read_lines", "read_texts", "read_tokenizer_config"]
 
@@ -25,12 +26,12 @@ def read_lines(path):
         OSError: The file can't be read.
     """
     lines = split_lines(read_text(path))
-    while lines and not lines[-1].strip():
+    while lines and is_blank(lines[-1]):
         lines.pop()
     if not lines:
         raise ValueError(f"{path}: no text in it")
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if is_blank(line):
             raise ValueError(f"{path}, line {number} is empty: remove it")
     return lines
 
@@ -53,8 +54,8 @@ def read_texts(path):
     texts = [content]
     if Path(path).suffix == ".jsonl":
         texts = [_text_of(f"{path}, line {number}", line)
-                 for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
-    if not any(text.strip() for text in texts):
+                 for number, line in enumerate(content.split("\n"), start=1) if not is_blank(line)]
+    if all(map(is_blank, texts)):
         raise ValueError(f"{path}: no text in it")
     return texts
 
@@ -67,6 +68,7 @@ def _text_of(place, line):
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise ValueError(f'{place}: expected {{"text": "..."}}, found {line[:60]}')
+    check_whole(text, place)
     return text
 
 
