@@ -80,6 +80,7 @@ def main(argv=None):
     unknown = [name for name in args.judges if name not in JUDGES]
     if unknown:
         parser.error(f"no such judge {unknown[0]}, expected {', '.join(JUDGES)}")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # servers and suites end with this process
     chosen = {name: JUDGES[name] for name in args.judges or JUDGES}
     if args.environments:
         print("\n".join(dict.fromkeys(judge.environment for judge in chosen.values())))
