@@ -244,7 +244,7 @@ def run(name, judge, url, folder, expression, listed):
         with open(folder / f"{name}.log", "wb") as log:
             subprocess.run(command, cwd=place, env=environment(**settings), stdout=log, stderr=subprocess.STDOUT)
     finally:
-        for path in (folder / "pool").glob("*.pid"):  # the servers of llama_shim.py
+        for path in Path(settings.get("QWEN_POOL", os.devnull)).glob("*.pid"):  # the servers of llama_shim.py
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.stem), signal.SIGTERM)
             path.unlink()
@@ -260,7 +260,7 @@ def _adapt_llama(place, folder, changes):
     Returns:
         dict, the environment that its tests need.
     """
-    for path in sorted(place.glob("unit/*.py")):
+    for path in (place / "utils.py", *place.glob("unit/*.py")):
         text = path.read_text(encoding="utf-8")
         for change in changes:
             text = text.replace(change["from"], change["to"])
