@@ -67,6 +67,7 @@ def test_a_text_is_continued_as_it_is_and_control_tokens_in_it_stay_text(tokeniz
     ([], CHAT, r"messages: expected a list of {role, content}, found \[\]"), ("Hi", CHAT, "found 'Hi'"),
     (["Hi"], CHAT, "message 1: expected a role of system, user, assistant and text as content, found 'Hi'"),
     ([user("a"), {"role": "bot", "content": "b"}], CHAT, "message 2: expected a role"),
+    ([user("a\ud83d")], CHAT, "message 1: content: character 2 is half a surrogate pair"),
     ([user(3)], CHAT, "message 1: .*found {'role': 'user', 'content': 3}"),
     ([user("a"), {"role": "system", "content": "b"}], CHAT, "message 2: expected the system message to be the first"),
     ([{"role": "system", "content": "b"}], CHAT, "expected a question, found none"),

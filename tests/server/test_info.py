@@ -123,8 +123,15 @@ def test_a_text_as_llama_cpp_tokenizes_it(client):
 
 
 def test_control_tokens_stay_text_unless_they_are_asked_for(client, tokenizer):
-    assert len(post(client, "/tokenize", prompt="<|im_end|>").json()["tokens"]) == 10
-    assert post(client, "/tokenize", prompt="<|im_end|>", parse_special=True).json()["tokens"] == [tokenizer.im_end_id]
+    assert len(post(client, "/tokenize", content="<|im_end|>").json()["tokens"]) == 10
+    assert len(post(client, "/tokenize", prompt="a<|im_end|>").json()["tokens"]) == 11
+    asked = post(client, "/tokenize", prompt="a<|im_end|>", parse_special=True).json()["tokens"]
+    assert asked == [97, tokenizer.im_end_id]
+
+
+def test_the_name_of_a_control_token_alone_is_asked_for_as_that_token(client, tokenizer):
+    asked = post(client, "/tokenize", prompt="<|endoftext|>", add_special_tokens=False)
+    assert asked.json()["tokens"] == [tokenizer.eod_id]
 
 
 @pytest.mark.parametrize("text", ["", "hello", "你好", "a<|im_start|>b", "\n\n  x\t", "🙂"])

@@ -106,10 +106,10 @@ class TestContext:
             {"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         assert as_messages(None, "") == [{"role": "system", "content": ""}]
 
-    def test_a_conversation_without_a_question_has_no_prompt(self, tokenizer):
-        for messages in ([], as_messages(None, "s")):
-            with pytest.raises(ValueError, match="messages: expected a question, found none"):
-                write_prompt(tokenizer, messages)
+    def test_without_a_question_the_model_begins(self, tokenizer):
+        text, ids = write_prompt(tokenizer, as_messages(None, "s"))
+        assert text == "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\n" and tokenizer.decode(ids) == text
+        assert write_prompt(tokenizer, [])[0] == text.replace("\ns<", "\nYou are a helpful assistant.<")
 
     def test_raw_is_the_query_itself(self, tokenizer):
         query = "Once<|endoftext|>upon"

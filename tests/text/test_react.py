@@ -205,13 +205,22 @@ class TestMessages:
         assert contents(call)[-1].endswith(f"Observation: {text}\nThought:")
 
     @pytest.mark.parametrize("role", ["system", "developer"])
-    def test_the_system_message_is_the_first_and_the_only_one(self, role):
+    def test_system_messages_are_the_first_and_with_functions_the_only_one(self, role):
         system = {"role": role, "content": "\ns\n"}
         assert react_messages([system, QUESTION])[0] == [{"role": "system", "content": "s"}, QUESTION]
         assert react_messages([QUESTION])[0] == [QUESTION]
-        for messages in ([system, system, QUESTION], [QUESTION, system]):
+        joined = [{"role": "system", "content": "s\nt"}, QUESTION]
+        assert react_messages([system, {"role": "system", "content": "t "}, QUESTION])[0] == joined
+        for messages, tools in (([system, system, QUESTION], [WEATHER]), ([QUESTION, system], ())):
             with pytest.raises(MessageError, match=f"expected the {role} message to be the first and the only one"):
-                react_messages(messages)
+                react_messages(messages, tools)
+
+    def test_a_system_message_alone_lets_the_model_begin_unless_there_are_tools(self):
+        system = {"role": "system", "content": "Say hello."}
+        assert react_messages([system]) == ([system], Open.NO)
+        for tools in ([WEATHER], [wrapped(WEATHER)]):
+            with pytest.raises(MessageError, match="expected at least one user's message, found none"):
+                react_messages([system], tools)
 
     @pytest.mark.parametrize("last, expected", [
         ([], Open.NO), ([{"role": "assistant", "content": "a"}], Open.ANSWER),
@@ -272,7 +281,7 @@ class TestMessages:
         except MessageError as error:
             tell(error, [error.param])
             return
-        roles = [message["role"] for message in written if message["role"] != "system"]
+        roles = [message["role"] for message in written if message["role"] != "system"] or ["user"]
         assert roles == [("user", "assistant")[number % 2] for number in range(len(roles))]
         assert bool(is_open) == (roles[-1] == "assistant")
         assert all(isinstance(message["content"], str) for message in written)

@@ -8,12 +8,12 @@ from qwen_mindspore.batch.worker import RowOptions, Worker
 from qwen_mindspore.checkpoint.files import checkpoint_files
 from qwen_mindspore.common.files import sha256
 from qwen_mindspore.generate.blocks import piece_size
-from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
+from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context, size_model
 from qwen_mindspore.generate.engine import Engine
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.text.chatml import DEFAULT_SYSTEM
 
-__all__ = ["build_worker", "fingerprint", "load_settings", "row_options", "size_model"]
+__all__ = ["build_worker", "fingerprint", "load_settings", "row_options"]
 
 SAMPLED = 64  # pieces of each file of a checkpoint that tell it from another
 NOT_IN_ANSWERS = ("batch_size", "num_blocks", "checkpoint_name_or_path")
@@ -32,19 +32,6 @@ def row_options(args):
     """The RowOptions of the command line."""
     return RowOptions(args.prompt_column, args.id_column, DEFAULT_SYSTEM if args.system is None else args.system,
                       args.parse_special)
-
-
-def size_model(args, config):
-    """Write into the config for how many rows at once the model makes room."""
-    model_config = config.model.model_config
-    model_config.batch_size = args.batch_size
-    length, block = model_config.seq_length, model_config.block_size or 16
-    most = args.batch_size * length
-    wanted = args.cache_tokens or max(length, args.batch_size * 1024)
-    if wanted < length:
-        raise ValueError(f"--cache_tokens: expected at least seq_length, {length}: a row may be that long; "
-                         f"found {wanted}")
-    model_config.num_blocks = -(-min(wanted, most) // block)
 
 
 def fingerprint(args, config, settings, options):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from qwen_mindspore.batch.assemble import build_worker, fingerprint, load_settings, row_options, size_model
+from qwen_mindspore.batch.assemble import build_worker, fingerprint, load_settings, row_options
 from qwen_mindspore.batch.journal import ANSWER, ERROR, Journal, written
 from qwen_mindspore.batch.records import FORMATS, count_records, file_format, read_records
 from qwen_mindspore.batch.worker import answer_all
 from qwen_mindspore.common.progress import say
-from qwen_mindspore.generate.build import load_config
+from qwen_mindspore.generate.build import load_config, size_model
 
 __all__ = ["NAME", "generate"]
 

@@ -232,9 +232,8 @@ def build_service(args, config):
     """
     import time
 
-    from qwen_mindspore.batch.assemble import size_model
     from qwen_mindspore.generate.answers import Answers
-    from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context
+    from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, set_context, size_model
     from qwen_mindspore.generate.engine import Engine
     from qwen_mindspore.generate.settings import GenerationSettings
     from qwen_mindspore.model.config import QwenConfig

@@ -10,7 +10,7 @@ brings for it becomes text, with the reason of its end. Chat, batch generation a
 """
 import threading
 
-from qwen_mindspore.common.text import shown
+from qwen_mindspore.common.text import check_whole, shown
 from qwen_mindspore.generate.requests import Request
 from qwen_mindspore.text.chatml import ROLES, get_stop_words_ids, write_prompt
 from qwen_mindspore.text.stream import TextStream
@@ -57,10 +57,11 @@ def prompt_of(messages, settings, tokenizer, config, parse_special=False, contin
         return tokenizer.encode(messages[0]["content"], allowed_special="all" if parse_special else set())
     if parse_special:
         raise ValueError("parse_special: in ChatML what a message says stays text; it is for chat_format raw")
+    if messages[-1]["role"] == "system":
+        raise ValueError("messages: expected a question, found none")
     room = room_of(config)
     length = room - min(settings.max_new_tokens, room // 4)
-    return write_prompt(tokenizer, messages, settings.max_window_size, length,
-                        **({"continue_last": True} if continue_last else {}))[1]
+    return write_prompt(tokenizer, messages, settings.max_window_size, length, continue_last)[1]
 
 
 def text_of(content, name="content"):
@@ -106,7 +107,9 @@ def _checked(messages):
                              f"{shown(message)}")
         if role == "system" and number > 1:
             raise ValueError(f"message {number}: expected the system message to be the first")
-        checked.append({"role": role, "content": text_of(message["content"], f"message {number}: content")})
+        content = text_of(message["content"], f"message {number}: content")
+        check_whole(content, f"message {number}: content")
+        checked.append({"role": role, "content": content})
     return checked
 
 

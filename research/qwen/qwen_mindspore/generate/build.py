@@ -9,7 +9,8 @@ from qwen_mindspore.common.folders import usable
 from qwen_mindspore.common.keys import MODEL
 from qwen_mindspore.common.kinds import read_as
 
-__all__ = ["build_config", "build_model", "build_tokenizer", "load_config", "resolve_device", "set_context"]
+__all__ = ["build_config", "build_model", "build_tokenizer", "load_config", "resolve_device", "set_context",
+           "size_model"]
 
 
 def load_config(path, checkpoint="", device_target=None, device_id=None):
@@ -99,6 +100,29 @@ def set_context(config):
     if config.context.device_target == "Ascend":
         ms.set_context(max_device_memory=config.context.max_device_memory,
                        ascend_config=dict(config.context.ascend_config))
+
+
+def size_model(args, config):
+    """
+    Write into a config from `load_config` for how many answers at once the model makes room.
+
+    Args:
+        args (argparse.Namespace): With `batch_size`, and `cache_tokens`: how many tokens the key/value cache holds.
+            Default: 1024 an answer, and at least `seq_length`.
+        config (MindFormerConfig): Gets `batch_size` and `num_blocks`.
+
+    Raises:
+        ValueError: Fewer tokens than one answer may have.
+    """
+    model_config = config.model.model_config
+    model_config.batch_size = args.batch_size
+    length, block = model_config.seq_length, model_config.block_size or 16
+    most = args.batch_size * length
+    wanted = args.cache_tokens or max(length, args.batch_size * 1024)
+    if wanted < length:
+        raise ValueError(f"--cache_tokens: expected at least seq_length, {length}: an answer and its prompt may be "
+                         f"that long; found {wanted}")
+    model_config.num_blocks = -(-min(wanted, most) // block)
 
 
 def build_tokenizer(config):

@@ -174,7 +174,9 @@ def _chat_request(body):
 
 def _tokenized(body, service):
     text = body.content if body.prompt is None else body.prompt
-    special = "all" if body.parse_special else set()
+    # The name of a control token alone is that token, as vLLM has it: so clients ask for the one that ends a text.
+    is_name = body.prompt in service.tokenizer.special_tokens
+    special = "all" if body.parse_special or is_name else set()
     return _told(body, service, service.tokenizer.encode(text, allowed_special=special))
 
 

@@ -73,7 +73,7 @@ def chat_prompt(service, messages, tools=None, tool_choice=None, functions=None,
     except MessageError as error:
         raise invalid(str(error), error.param) from None
     is_open = _opened(is_open, messages[-1], add_generation_prompt, continue_final_message)
-    text, ids = write_prompt(service.tokenizer, written, sys.maxsize, **({"continue_last": True} if is_open else {}))
+    text, ids = write_prompt(service.tokenizer, written, sys.maxsize, continue_last=bool(is_open))
     return ChatPrompt(text, ids, is_open, [tool for tool in used if allowed is None or tool.name in allowed], choice,
                       param)
 

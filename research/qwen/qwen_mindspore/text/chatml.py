@@ -74,7 +74,7 @@ def write_prompt(tokenizer, messages, max_window_size=6144, max_length=None, con
     Args:
         tokenizer (QwenTokenizer): gives the ids.
         messages (list[dict]): {"role": ..., "content": ...}; the system message is the usual one where the first
-            message is none.
+            message is none. Without others the model begins.
         max_window_size, max_length: as in `make_context`.
         continue_last (bool): the last message, an assistant's, stays open, and the model goes on with it.
 
@@ -82,12 +82,10 @@ def write_prompt(tokenizer, messages, max_window_size=6144, max_length=None, con
         (str, list[int]), the prompt and its ids.
 
     Raises:
-        ValueError: there is nothing to answer, or nothing to continue.
+        ValueError: there is nothing to continue.
     """
     if not messages or messages[0]["role"] != "system":
         messages = [{"role": "system", "content": DEFAULT_SYSTEM}, *messages]
-    if len(messages) == 1:
-        raise ValueError("messages: expected a question, found none")
     if continue_last and messages[-1]["role"] != "assistant":
         raise ValueError(f"messages: expected an assistant's message last, to continue, found the "
                          f"{messages[-1]['role']}'s")
@@ -98,7 +96,7 @@ def write_prompt(tokenizer, messages, max_window_size=6144, max_length=None, con
                         for part in (newline, _message(tokenizer, message["role"], message["content"]))])
 
     instruction = _message(tokenizer, "system", messages[0]["content"])
-    *turns, last = _turns(messages[1:])
+    *turns, last = _turns(messages[1:]) or [[]]
     begun = last.pop()["content"] if continue_last else ""
     ids = [*_header_ids(tokenizer, "assistant"), *tokenizer.encode(begun, allowed_special=set())]
     question = _joined([written(last), newline, (f"{IM_START}assistant\n{begun}", ids)])

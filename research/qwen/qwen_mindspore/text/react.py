@@ -70,12 +70,13 @@ def react_messages(messages, tools=(), placement="qwen", format_sentence=False):
 
     Contents lose the newlines before and the white space behind them. Calls, results and answers that follow a question
     become one assistant's message. Several calls of a message, with their results, become what the same calls one
-    after another would. Several users' messages in a row are joined by newlines; with tools that came as `functions`
-    they are refused, as by Qwen.
+    after another would. Several users' messages in a row are joined by newlines, and so are several system's at the
+    beginning; with tools that came as `functions` they are refused, as by Qwen. Without tools a system message alone
+    will do.
 
     Args:
-        messages (list[dict]): {"role", "content"} of OpenAI's API, of either generation: roles system or developer (the
-            first message alone), user, assistant with `function_call` or `tool_calls`, function, tool with
+        messages (list[dict]): {"role", "content"} of OpenAI's API, of either generation: roles system or developer (at
+            the beginning alone), user, assistant with `function_call` or `tool_calls`, function, tool with
             `tool_call_id`; content is text, parts {"type": "text", "text": ...}, which are joined as they are, or None.
         tools: See `read_tools`. Without tools there is no instruction, and answers stand for themselves.
         placement ("qwen" | "last_query"): Which question the instruction precedes: as in Qwen's server the last one
@@ -95,8 +96,12 @@ def react_messages(messages, tools=(), placement="qwen", format_sentence=False):
     if placement not in PLACEMENTS:
         raise ValueError(f"placement: expected one of {', '.join(PLACEMENTS)}, found {shown(placement)}")
     tools = read_tools(tools)
-    system, steps = read_messages(messages)
     is_strict = any(tool.api == "functions" for tool in tools)
+    system, steps = read_messages(messages, is_strict)
+    if not steps:
+        if tools:
+            raise MessageError("messages", "expected at least one user's message, found none")
+        return system, Open.NO
     turns = _fold(steps, bool(tools), is_strict)
     is_open = _opening(steps[-1])
     if tools:

@@ -113,6 +113,9 @@ def json_text(content, param):
         raise MessageError(param, f"expected JSON: {error}") from None
 
 
+SYSTEMS = {"system", "developer"}
+
+
 class Step(NamedTuple):
     """
     A message of a conversation in which a message has one call at most, and its result comes behind it.
@@ -135,15 +138,17 @@ def stripped(text):
     return text.lstrip("\n").rstrip()
 
 
-def read_messages(messages):
+def read_messages(messages, is_strict=False):
     """
     The messages of a request.
 
     Args:
         messages (list[dict]): See `text.react.react_messages`.
+        is_strict (bool): There is one system message at most, and a user's.
 
     Returns:
-        (list[dict], list[Step]), the system message, if there is one, and the others; there is a user's among them.
+        (list[dict], list[Step]), the system message, if there is one, and the others; if there are others, a user's is
+        among them.
 
     Raises:
         MessageError: What is no conversation.
@@ -151,15 +156,16 @@ def read_messages(messages):
     if not isinstance(messages, (list, tuple)) or not messages:
         raise MessageError("messages", f"expected a list of messages, found {shown(messages)}")
     roles = [_role(message, f"messages[{number}]") for number, message in enumerate(messages)]
-    if "user" not in roles:
+    if "user" not in roles and (is_strict or not set(roles) <= SYSTEMS):
         raise MessageError("messages", "expected at least one user's message, found none")
     system, steps, waiting = [], [], {}
     for number, (role, message) in enumerate(zip(roles, messages)):
         param = f"messages[{number}]"
-        if role in ("system", "developer"):
-            if number:
+        if role in SYSTEMS:
+            if number and (is_strict or steps):
                 raise MessageError(f"{param}.role", f"expected the {role} message to be the first and the only one")
-            system = [{"role": "system", "content": _content(message, param)}]
+            before = f"{system[0]['content']}\n" if system else ""
+            system = [{"role": "system", "content": f"{before}{_content(message, param)}"}]
         elif role in ("function", "tool") and waiting:
             place = _called(waiting, message, param)
             steps[place] = Step("function", _content(message, param), None, param)
