@@ -42,7 +42,7 @@ def answers_to(prompt):
     if "<|im_start|>" not in prompt:
         return [" it is what you make of it."]
     turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)(?=<\|im_end\|>|\Z)", prompt, re.S)
-    question = [content for role, content in turns if role == "user"][-1]
+    question = ([content for role, content in turns if role == "user"] or [""])[-1]
     last = turns[-1][1] if turns[-1][0] == "assistant" else ""
     if "✿FUNCTION✿" in prompt:
         return _marked(prompt, question, last)
