@@ -10,10 +10,10 @@ from qwen_mindspore.common.progress import progress_bar, say
 from qwen_mindspore.generate.build import build_model, build_tokenizer, load_config, set_context
 from qwen_mindspore.generate.sampling import check_finite
 from qwen_mindspore.model.config import QwenConfig
-from qwen_mindspore.model.scoring import HiddenStates, chunks
+from qwen_mindspore.model.scoring import Head, HiddenStates, chunks
 from qwen_mindspore.text.files import encode_texts, read_texts
 
-__all__ = ["TokenLosses", "measure", "plot", "table", "windows"]
+__all__ = ["TokenLosses", "losses_of", "measure", "plot", "table", "windows"]
 
 BATCH_TOKENS = 4096  # that go through the model at once, unless a context is longer
 
@@ -148,7 +148,7 @@ class TokenLosses:
     """
 
     def __init__(self, model):
-        self.config, self.hidden, self.loss = model.config, HiddenStates(model), _loss_of(model)
+        self.config, self.hidden, self.head = model.config, HiddenStates(model), Head(model)
 
     def __call__(self, ids, predicted):
         """
@@ -164,7 +164,7 @@ class TokenLosses:
         # A norm gives zeros where what it was given has overflowed, and the head then equal logits: no loss to trust.
         lost = ~hidden.any(-1).reshape(len(ids), predicted)
         targets = ids[:, -predicted:].reshape(-1)
-        found = [self.loss(_tensor(hidden[rows]), _tensor(targets[rows])).asnumpy()
+        found = [losses_of(self.head(_tensor(hidden[rows])).asnumpy(), targets[rows])
                  for rows in chunks(len(targets), self.config.vocab_size)]
         return np.where(lost, np.float32(np.nan), np.concatenate(found).reshape(len(ids), predicted))
 
@@ -187,28 +187,22 @@ def _tensor(array):
     return Tensor.from_numpy(np.ascontiguousarray(array))
 
 
-def _loss_of(model):
-    """The graph from hidden states [T, hidden], with the tokens that follow, to losses [T]."""
-    import mindspore as ms
-    from mindspore import Tensor, nn, ops
+def losses_of(logits, targets):
+    """
+    Negative log-likelihoods of tokens.
 
-    class Loss(nn.Cell):
-        """The head and the losses."""
+    Not by MindSpore: its `exp` on a CPU is off by up to 1e-5, always downwards, so that a mean would be, too.
 
-        def __init__(self):
-            super().__init__(auto_prefix=False)
-            self.lm_head = model.lm_head
+    Args:
+        logits (np.ndarray): [T, vocab_size] float32.
+        targets (np.ndarray): [T], the tokens.
 
-        def construct(self, hidden, targets):
-            logits = ops.cast(self.lm_head(hidden), ms.float32)
-            chosen = ops.gather_elements(logits, 1, ops.expand_dims(targets, -1))
-            return ops.logsumexp(logits, -1) - ops.reshape(chosen, (-1,))
-
-    loss = Loss()
-    loss.set_inputs(Tensor(shape=(None, model.config.hidden_size), dtype=model.kernels.dtype),
-                    Tensor(shape=(None,), dtype=ms.int32))
-    loss.set_train(False)
-    return loss
+    Returns:
+        np.ndarray, [T] float32.
+    """
+    peaks = logits.max(-1, keepdims=True)
+    totals = np.log(np.exp(logits - peaks).sum(-1, dtype=np.float64)) + peaks[:, 0]
+    return (totals - logits[np.arange(len(targets)), targets]).astype(np.float32)
 
 
 def table(report):

@@ -5,7 +5,7 @@ from mindspore import Tensor, nn, ops
 
 from qwen_mindspore.model.causal_lm import one_at_a_time
 
-__all__ = ["HiddenStates", "Scorer", "chunks"]
+__all__ = ["Head", "HiddenStates", "Scorer", "chunks"]
 
 LOGIT_BYTES = 2**27  # of the logits that are held at once: those of a long text by 151,936 tokens are gigabytes
 
