@@ -80,6 +80,10 @@ def test_stop_ids_are_added_to_the_models(tokenizer):
     ({"logit_bias": {"foo": 0}}, "logit_bias: expected ids from 0 to 511, found 'foo'"),
     ({"logit_bias": {"512": 0}}, "logit_bias: expected ids from 0 to 511, found '512'"),
     ({"logit_bias": {"-1": 0}}, "logit_bias: expected ids from 0 to 511, found '-1'"),
+    ({"logit_bias": {"07": 1}}, "logit_bias: expected ids from 0 to 511, found '07'"),
+    ({"logit_bias": {"0" * 12 + "999": 1}}, "logit_bias: expected ids from 0 to 511, found '000000000000999'"),
+    ({"logit_bias": {"0" * 5000: 1}}, "logit_bias: expected ids from 0 to 511, found '0000"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias: expected ids from 0 to 511, found '9999"),
     ({"logit_bias": {"1": "x"}}, "logit_bias.1: input should be a valid number, found 'x'"),
     ({"seed": 2**63}, "seed: input should be less than or equal to 9223372036854775807"),
     ({"seed": 1.5}, "seed: input should be a valid integer"),
@@ -102,6 +106,26 @@ def test_a_value_that_a_field_can_not_have_is_refused_by_name(tokenizer, fields,
         body = {"messages": [{"role": "user", "content": "Hi"}], **fields}
         error = api.post("/v1/chat/completions", body, status=400).json()["error"]
     assert error["message"].startswith(said) and said.startswith(error["param"]) and "\n" not in error["message"]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "min_tokens", "n", "top_k", "seed",
+                                  "stop_token_ids", "top_logprobs"])
+@pytest.mark.parametrize("number", [2**63, 10**399])
+def test_an_integer_that_is_none_of_64_bits_is_refused_by_name_in_a_short_line(tokenizer, name, number):
+    with Api(tokenizer, ScriptedEngine("x")) as api:
+        error = api.refused(**{name: [number] if name == "stop_token_ids" else number})
+    assert error["param"].startswith(name) and error["message"].startswith(f"{name}") and len(error["message"]) < 200
+    assert "9223372036854775807" in error["message"]
+
+
+@pytest.mark.parametrize("fields, param", [({"prompt": [10**399]}, "prompt[0]"), ({"prompt": [[10**399]]}, "prompt[0][0]"),
+                                           ({"prompt": "a", "logprobs": 10**399}, "logprobs"),
+                                           ({"prompt": "a", "best_of": 10**399}, "best_of"),
+                                           ({"prompt": "a", "max_tokens": 10**399}, "max_tokens")])
+def test_so_is_one_of_a_completion(tokenizer, fields, param):
+    with Api(tokenizer, ScriptedEngine("x")) as api:
+        error = api.refused(**fields)
+    assert error["param"] == param and error["message"].startswith(param) and len(error["message"]) < 200
 
 
 def test_what_is_not_known_is_refused_with_the_name_that_may_be_meant(tokenizer):

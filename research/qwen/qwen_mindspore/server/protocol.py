@@ -17,7 +17,7 @@ from qwen_mindspore.generate.settings import nearest
 
 __all__ = ["ChatRequest", "CompletionRequest", "GenerationRequest", "StreamOptions"]
 
-Int64 = Annotated[int, Field(ge=-2**63, le=2**63 - 1)]
+Int64 = Annotated[int, Field(ge=-2**63, le=2**63 - 1)]  # as far as clients' integers, counters and errors go
 
 # Values of fields that change nothing here, besides null; any other is refused. `...`: every value is one of them.
 NEUTRAL = {
@@ -76,20 +76,20 @@ class GenerationRequest(BaseModel):
     neutral: ClassVar[dict] = NEUTRAL
 
     model: str | None = _field("any name: the one model of this server answers, and says its own")
-    max_tokens: int | None = _field("the most tokens of an answer", minimum=1)
-    min_tokens: int | None = _field("before so many tokens nothing ends an answer", minimum=0)
-    n: int | None = _field("how many answers", minimum=1)
+    max_tokens: Int64 | None = _field("the most tokens of an answer", minimum=1)
+    min_tokens: Int64 | None = _field("before so many tokens nothing ends an answer", minimum=0)
+    n: Int64 | None = _field("how many answers", minimum=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = _field("what ends an answer and is cut off it")
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Int64] | None = None
     ignore_eos: bool | None = _field("the model's own end does not end an answer")
     seed: Int64 | None = _field("same seed, same answer; of n answers the next has the next seed")
     do_sample: bool | None = _field("draw tokens; by default where temperature, top_p, ... are given")
     temperature: float | None = _field("0: the likeliest token", minimum=0)
     top_p: float | None = _field("draw from the fewest likeliest tokens that hold so much; 1: off",
                                  exclusiveMinimum=0, maximum=1)
-    top_k: int | None = _field("draw from so many likeliest tokens; 0 or -1: off", minimum=-1)
+    top_k: Int64 | None = _field("draw from so many likeliest tokens; 0 or -1: off", minimum=-1)
     min_p: float | None = _field("draw from tokens of this share of the likeliest one's probability; 0: off",
                                  minimum=0, maximum=1)
     repetition_penalty: float | None = _field("above 1: less of what prompt and answer hold", exclusiveMinimum=0)
@@ -135,9 +135,9 @@ class ChatRequest(GenerationRequest):
 
     messages: list[dict[str, Any]] = Field(description="role and content; roles: system, developer, user, assistant, "
                                                        "tool, function")
-    max_completion_tokens: int | None = _field("the same as max_tokens", minimum=1)
+    max_completion_tokens: Int64 | None = _field("the same as max_tokens", minimum=1)
     logprobs: bool | None = _field("how likely each token of the answer was")
-    top_logprobs: int | None = _field("and so many of the likeliest tokens at its place", minimum=0, maximum=20)
+    top_logprobs: Int64 | None = _field("and so many of the likeliest tokens at its place", minimum=0, maximum=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = _field("accepted: Qwen calls one tool a turn")
@@ -152,10 +152,10 @@ class CompletionRequest(GenerationRequest):
 
     neutral: ClassVar[dict] = {name: COMPLETION_NEUTRAL[name] for name in COMPLETION_NEUTRAL if name != "best_of"}
 
-    max_tokens: int | None = _field("the most tokens of an answer; 16 by default; 0 with echo: the prompt alone",
+    max_tokens: Int64 | None = _field("the most tokens of an answer; 16 by default; 0 with echo: the prompt alone",
                                     minimum=0)
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, ids, or a list of either")
-    best_of: int | None = _field("the same as n, or nothing")
+    prompt: str | list[str] | list[Int64] | list[list[Int64]] = Field(description="a text, ids, or a list of either")
+    best_of: Int64 | None = _field("the same as n, or nothing")
     echo: bool | None = _field("the prompt in front of the answer")
-    logprobs: int | None = _field("so many of the likeliest tokens at each place", minimum=0, maximum=20)
+    logprobs: Int64 | None = _field("so many of the likeliest tokens at each place", minimum=0, maximum=20)
     parse_special: bool | None = _field("control tokens written in the prompt are control tokens")
