@@ -7,6 +7,7 @@ from helpers.api import Api
 from helpers.scripted import ScriptedEngine
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.protocol import ChatRequest, CompletionRequest
+from qwen_mindspore.server.service import Limits
 
 DEFAULT = GenerationSettings(chat_format="chatml", max_new_tokens=100, temperature=0.7, top_p=0.8,
                              repetition_penalty=1.1, stop_words=("END",), stop_words_ids=((256,),))
@@ -118,10 +119,11 @@ def test_an_integer_that_is_none_of_64_bits_is_refused_by_name_in_a_short_line(t
     assert "9223372036854775807" in error["message"]
 
 
-@pytest.mark.parametrize("fields, param", [({"prompt": [10**399]}, "prompt[0]"), ({"prompt": [[10**399]]}, "prompt[0][0]"),
-                                           ({"prompt": "a", "logprobs": 10**399}, "logprobs"),
-                                           ({"prompt": "a", "best_of": 10**399}, "best_of"),
-                                           ({"prompt": "a", "max_tokens": 10**399}, "max_tokens")])
+@pytest.mark.parametrize("fields, param", [
+    ({"prompt": [10**399]}, "prompt[0]"), ({"prompt": [[10**399]]}, "prompt[0][0]"),
+    ({"prompt": "a", "logprobs": 10**399}, "logprobs"), ({"prompt": "a", "best_of": 10**399}, "best_of"),
+    ({"prompt": "a", "max_tokens": 10**399}, "max_tokens"),
+])
 def test_so_is_one_of_a_completion(tokenizer, fields, param):
     with Api(tokenizer, ScriptedEngine("x")) as api:
         error = api.refused(**fields)
@@ -167,6 +169,14 @@ def test_a_field_that_can_not_be_had_is_refused_by_name(tokenizer, name, value, 
     with Api(tokenizer, ScriptedEngine("x")) as api:
         error = api.refused(**{name: value})
     assert error["message"].startswith(said) and error["param"] == name
+
+
+def test_more_answers_than_the_queue_ever_holds_are_refused_for_good(tokenizer):
+    with Api(tokenizer, ScriptedEngine("x", max_batch=2), limits=Limits(max_queued=2)) as api:
+        assert api.refused(n=5)["message"] == "n: expected an integer from 1 to 4, found 5"
+        assert api.refused(prompt=["a"] * 3, n=2)["message"] == (
+            "prompt: expected at most 4 answers in one request, found 3 prompts with 2 each")
+        assert len(api.chat(n=4)["choices"]) == 4
 
 
 def test_any_name_of_a_model_is_answered_by_the_one_there_is(tokenizer):

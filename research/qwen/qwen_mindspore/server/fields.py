@@ -67,7 +67,7 @@ def with_seed(settings, index):
 
 def choices_of(body, service, prompts=1):
     """int, `n`; ApiError (400) where it, or it times the prompts, is no number that is served."""
-    n, most = 1 if body.n is None else body.n, service.limits.max_n
+    n, most = 1 if body.n is None else body.n, service.most_answers
     if not 1 <= n <= most:
         raise invalid(f"n: expected an integer from 1 to {most}, found {n}", "n")
     if n * prompts > most:

@@ -303,8 +303,8 @@ def _again(body, receive):
 
 def _check_type(scope, body):
     """
-    ApiError where a body is not said to be JSON, or said to be compressed. A page of another origin can send text without asking; JSON, its
-    browser asks us about first.
+    ApiError where a body is not said to be JSON, or said to be compressed. A page of another origin can send text
+    without asking; JSON, its browser asks us about first.
     """
     kind = _header(scope, b"content-type").split(b";")[0].strip().lower()
     if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):

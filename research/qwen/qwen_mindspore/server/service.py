@@ -146,6 +146,11 @@ class Service:
         """str, `state`, or "dead" where the engine has died."""
         return "dead" if self.runner is not None and self.runner.is_dead else self.state
 
+    @property
+    def most_answers(self):
+        """int, the most answers of one request: more than fit in an empty queue are never let in."""
+        return min(self.limits.max_n, self.limits.max_queued + self.runner.engine.max_batch)
+
     def report(self, scope, finished):
         """Tell metrics and the access log (`scope["state"]["finished"]`) that a request is over."""
         scope.setdefault("state", {})["finished"] = finished
