@@ -1,5 +1,6 @@
 """The fields of a request: what they become, and that none is ignored in silence."""
 import json
+import time
 
 import pytest
 
@@ -169,6 +170,21 @@ def test_a_field_that_can_not_be_had_is_refused_by_name(tokenizer, name, value, 
     with Api(tokenizer, ScriptedEngine("x")) as api:
         error = api.refused(**{name: value})
     assert error["message"].startswith(said) and error["param"] == name
+
+
+@pytest.mark.parametrize("fields, param", [
+    ({"prompt": [None] * 100_000}, "prompt[0]"), ({"prompt": ["a"] + [1] * 100_000}, "prompt[1]"),
+    ({"prompt": [[1], [None] * 100_000]}, "prompt[1][0]"), ({"prompt": "a", "stop": [1] * 100_000}, "stop[0]"),
+    ({"prompt": "a", "stop_token_ids": ["a"] * 100_000}, "stop_token_ids[0]"),
+    ({"messages": [1] * 100_000}, "messages[0]"), ({"tools": [1] * 100_000}, "tools[0]"),
+    ({"functions": [1] * 100_000}, "functions[0]"),
+    ({"logit_bias": {str(id): "x" for id in range(100_000)}}, "logit_bias.0"),
+])
+def test_of_much_that_is_wrong_the_first_is_told_at_once(tokenizer, fields, param):
+    with Api(tokenizer, ScriptedEngine("x")) as api:
+        begin = time.monotonic()
+        assert api.refused(**fields)["param"] == param
+        assert time.monotonic() - begin < 2  # for both ways to ask
 
 
 def test_more_answers_than_the_queue_ever_holds_are_refused_for_good(tokenizer):
