@@ -66,6 +66,7 @@ def test_limits_are_those_of_the_command_line_and_of_the_server_else():
     args = parse_args(["--max_queued", "0", "--max_queued_tokens", "9", "--max_body", "8", "--max_n", "7",
                        "--keep_alive_seconds", "2.5"])
     assert limits_of(args) == Limits(max_queued=0, max_queued_tokens=9, max_body=8, max_n=7, ping_seconds=2.5)
+    assert limits_of(parse_args(["--keep_alive_seconds", "0"])).ping_seconds == 0  # off
 
 
 def test_clients_call_the_model_by_its_name(tmp_path):

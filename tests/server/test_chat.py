@@ -161,6 +161,14 @@ def test_log_probabilities_are_those_of_the_tokens_of_the_text(tokenizer, script
     assert (text_of(answer) if stream else answer["choices"][0]["message"]["content"]).strip() == text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_control_token_that_the_text_has_not_is_not_among_them(tokenizer, stream):
+    extra = tokenizer.special_tokens["<|extra_0|>"]
+    answer = ask(tokenizer, engine=ScriptedEngine([extra, *b"Hel", extra, *b"lo\xc3", extra]), max_tokens=9,
+                 logprobs=True, stream=stream)
+    assert "".join(chr(*entry["bytes"]) for entry in entries(answer, stream)) == "Hello\xc3"
+
+
 def test_the_likeliest_tokens_come_with_each_if_asked(tokenizer):
     answer = ask(tokenizer, "Hi", logprobs=True, top_logprobs=2)
     assert entries(answer, False)[0] == {

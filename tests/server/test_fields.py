@@ -1,5 +1,6 @@
 """The fields of a request: what they become, and that none is ignored in silence."""
 import json
+import time
 
 import pytest
 
@@ -7,6 +8,7 @@ from helpers.api import Api
 from helpers.scripted import ScriptedEngine
 from qwen_mindspore.generate.settings import GenerationSettings
 from qwen_mindspore.server.protocol import ChatRequest, CompletionRequest
+from qwen_mindspore.server.service import Limits
 
 DEFAULT = GenerationSettings(chat_format="chatml", max_new_tokens=100, temperature=0.7, top_p=0.8,
                              repetition_penalty=1.1, stop_words=("END",), stop_words_ids=((256,),))
@@ -80,6 +82,10 @@ def test_stop_ids_are_added_to_the_models(tokenizer):
     ({"logit_bias": {"foo": 0}}, "logit_bias: expected ids from 0 to 511, found 'foo'"),
     ({"logit_bias": {"512": 0}}, "logit_bias: expected ids from 0 to 511, found '512'"),
     ({"logit_bias": {"-1": 0}}, "logit_bias: expected ids from 0 to 511, found '-1'"),
+    ({"logit_bias": {"07": 1}}, "logit_bias: expected ids from 0 to 511, found '07'"),
+    ({"logit_bias": {"0" * 12 + "999": 1}}, "logit_bias: expected ids from 0 to 511, found '000000000000999'"),
+    ({"logit_bias": {"0" * 5000: 1}}, "logit_bias: expected ids from 0 to 511, found '0000"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias: expected ids from 0 to 511, found '9999"),
     ({"logit_bias": {"1": "x"}}, "logit_bias.1: input should be a valid number, found 'x'"),
     ({"seed": 2**63}, "seed: input should be less than or equal to 9223372036854775807"),
     ({"seed": 1.5}, "seed: input should be a valid integer"),
@@ -102,6 +108,27 @@ def test_a_value_that_a_field_can_not_have_is_refused_by_name(tokenizer, fields,
         body = {"messages": [{"role": "user", "content": "Hi"}], **fields}
         error = api.post("/v1/chat/completions", body, status=400).json()["error"]
     assert error["message"].startswith(said) and said.startswith(error["param"]) and "\n" not in error["message"]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "min_tokens", "n", "top_k", "seed",
+                                  "stop_token_ids", "top_logprobs"])
+@pytest.mark.parametrize("number", [2**63, 10**399])
+def test_an_integer_that_is_none_of_64_bits_is_refused_by_name_in_a_short_line(tokenizer, name, number):
+    with Api(tokenizer, ScriptedEngine("x")) as api:
+        error = api.refused(**{name: [number] if name == "stop_token_ids" else number})
+    assert error["param"].startswith(name) and error["message"].startswith(f"{name}") and len(error["message"]) < 200
+    assert "9223372036854775807" in error["message"]
+
+
+@pytest.mark.parametrize("fields, param", [
+    ({"prompt": [10**399]}, "prompt[0]"), ({"prompt": [[10**399]]}, "prompt[0][0]"),
+    ({"prompt": "a", "logprobs": 10**399}, "logprobs"), ({"prompt": "a", "best_of": 10**399}, "best_of"),
+    ({"prompt": "a", "max_tokens": 10**399}, "max_tokens"),
+])
+def test_so_is_one_of_a_completion(tokenizer, fields, param):
+    with Api(tokenizer, ScriptedEngine("x")) as api:
+        error = api.refused(**fields)
+    assert error["param"] == param and error["message"].startswith(param) and len(error["message"]) < 200
 
 
 def test_what_is_not_known_is_refused_with_the_name_that_may_be_meant(tokenizer):
@@ -143,6 +170,29 @@ def test_a_field_that_can_not_be_had_is_refused_by_name(tokenizer, name, value, 
     with Api(tokenizer, ScriptedEngine("x")) as api:
         error = api.refused(**{name: value})
     assert error["message"].startswith(said) and error["param"] == name
+
+
+@pytest.mark.parametrize("fields, param", [
+    ({"prompt": [None] * 100_000}, "prompt[0]"), ({"prompt": ["a"] + [1] * 100_000}, "prompt[1]"),
+    ({"prompt": [[1], [None] * 100_000]}, "prompt[1][0]"), ({"prompt": "a", "stop": [1] * 100_000}, "stop[0]"),
+    ({"prompt": "a", "stop_token_ids": ["a"] * 100_000}, "stop_token_ids[0]"),
+    ({"messages": [1] * 100_000}, "messages[0]"), ({"tools": [1] * 100_000}, "tools[0]"),
+    ({"functions": [1] * 100_000}, "functions[0]"),
+    ({"logit_bias": {str(id): "x" for id in range(100_000)}}, "logit_bias.0"),
+])
+def test_of_much_that_is_wrong_the_first_is_told_at_once(tokenizer, fields, param):
+    with Api(tokenizer, ScriptedEngine("x")) as api:
+        begin = time.monotonic()
+        assert api.refused(**fields)["param"] == param
+        assert time.monotonic() - begin < 2  # for both ways to ask
+
+
+def test_more_answers_than_the_queue_ever_holds_are_refused_for_good(tokenizer):
+    with Api(tokenizer, ScriptedEngine("x", max_batch=2), limits=Limits(max_queued=2)) as api:
+        assert api.refused(n=5)["message"] == "n: expected an integer from 1 to 4, found 5"
+        assert api.refused(prompt=["a"] * 3, n=2)["message"] == (
+            "prompt: expected at most 4 answers in one request, found 3 prompts with 2 each")
+        assert len(api.chat(n=4)["choices"]) == 4
 
 
 def test_any_name_of_a_model_is_answered_by_the_one_there_is(tokenizer):

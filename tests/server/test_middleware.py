@@ -173,6 +173,15 @@ def test_what_is_not_said_to_be_json_is_refused(kind):
     assert answer[0] == 415 and message_of(answer) == f"Content-Type: expected application/json, found {kind or 'none'}"
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP"])
+def test_what_is_compressed_is_refused_by_the_headers_name(encoding):
+    status, _, said = post(b"\x1f\x8b", headers=[*JSON, ("Content-Encoding", encoding)])
+    error = json.loads(said)["error"]
+    assert (status, error["param"]) == (415, "Content-Encoding")
+    assert error["message"] == f"Content-Encoding: expected none, found {encoding.lower()}: send the body as it is"
+    assert post(b"{}", headers=[*JSON, ("Content-Encoding", "identity")])[0] == 200
+
+
 def test_where_nobody_is_let_in_nothing_is_read():
     def gate(path):
         raise ApiError(429, f"{path}: full", headers={"Retry-After": "3"})

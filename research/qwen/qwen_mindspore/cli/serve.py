@@ -88,7 +88,7 @@ def _add_load_options(parser):
     group.add_argument("--drain_seconds", type=_seconds, default=30.0, metavar="T",
                        help="SIGTERM lets answers end for so long; a second one doesn't; default: 30")
     group.add_argument("--keep_alive_seconds", type=_seconds, metavar="T",
-                       help="a stream that is silent for so long gets a comment; default: 15")
+                       help="a stream that is silent for so long gets a comment; default: 15; 0: never")
 
 
 def _add_replica_options(parser):
@@ -200,7 +200,7 @@ def limits_of(args):
     from qwen_mindspore.server.service import Limits
 
     given = {name: getattr(args, name) for name in ("max_queued", "max_queued_tokens", "max_body", "max_n")}
-    given["ping_seconds"] = args.keep_alive_seconds or None
+    given["ping_seconds"] = args.keep_alive_seconds
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -47,6 +47,10 @@ class _Offsets:
         self.characters += len(text)
         return text, start
 
+    def has_text(self, token):
+        """Whether a token is, or begins, a part of the text, as a control token that is skipped is not."""
+        return bool(self.tokenizer.decode_bytes([token], skip_special_tokens=self.skips_special))
+
 
 def _scored(tokenizer, logprob, offset):
     def of(token, value):
@@ -125,7 +129,7 @@ class Choice:
         blank, scored = self._blank, []
         while self._pending and self._pending[0][1] < blank + length:
             logprob, start, end = self._pending.pop(0)
-            if end > blank or start >= blank:
+            if (end > blank or start >= blank) and self._offsets.has_text(logprob.token):
                 scored.append(_scored(self._tokenizer, logprob, self.offset + max(start - blank, 0)))
         return scored
 

@@ -1,4 +1,6 @@
 """From the fields of a request to the settings of its answers."""
+import re
+
 from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.settings import ALLOWED
@@ -65,7 +67,7 @@ def with_seed(settings, index):
 
 def choices_of(body, service, prompts=1):
     """int, `n`; ApiError (400) where it, or it times the prompts, is no number that is served."""
-    n, most = 1 if body.n is None else body.n, service.limits.max_n
+    n, most = 1 if body.n is None else body.n, service.most_answers
     if not 1 <= n <= most:
         raise invalid(f"n: expected an integer from 1 to {most}, found {n}", "n")
     if n * prompts > most:
@@ -133,7 +135,8 @@ def _stop_ids(ids, service):
 def _biases(biases, size):
     ids = {}
     for name, bias in biases.items():
-        if not (name.isascii() and name.isdigit()) or int(name[:12]) >= size:
+        # As a number is written: "07" would be an id told twice, and thousands of digits are none.
+        if not re.fullmatch("0|[1-9][0-9]{0,11}", name) or int(name) >= size:
             raise invalid(f"logit_bias: expected ids from 0 to {size - 1}, found {shown(name)}", "logit_bias")
         ids[int(name)] = bias
     return _read("logit_bias", "logit_bias", ids)

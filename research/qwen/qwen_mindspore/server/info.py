@@ -5,7 +5,7 @@ Sources: vLLM 0.33, entrypoints/serve/tokenize (prompt or messages; count, max_m
 llama.cpp, tools/server/README.md (content, with_pieces; /apply-template; /v1/chat/completions/input_tokens)
 """
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +18,7 @@ from qwen_mindspore.generate.settings import nearest
 from qwen_mindspore.server.chat import prompt_of_body
 from qwen_mindspore.server.errors import ApiError, error_response, invalid, unavailable
 from qwen_mindspore.server.metrics import CONTENT_TYPE
-from qwen_mindspore.server.protocol import ChatRequest
+from qwen_mindspore.server.protocol import ChatRequest, Objects
 from qwen_mindspore.server.service import Service, service_of
 
 __all__ = ["CHATML", "router"]
@@ -131,7 +131,7 @@ class Tokenize(_Body):
 
     prompt: str | None = Field(None, description="vLLM's; the answer has count, max_model_len and tokens")
     content: str | None = Field(None, description="llama.cpp's; the answer has tokens")
-    messages: list[dict[str, Any]] | None = None
+    messages: Objects | None = None
     with_pieces: bool = Field(False, description="with content: [{id, piece}]; a piece that is no text as its bytes")
     return_token_strs: bool | None = Field(False, description="with prompt and messages: token_strs as well")
     parse_special: bool = Field(False, description="control tokens in the text are control tokens")
@@ -175,6 +175,11 @@ def _tokenized(body, service):
 
 
 def _told(body, service, ids):
+    """The response, written here: in the event loop millions of ids would keep all others waiting."""
+    return JSONResponse(_content(body, service, ids))
+
+
+def _content(body, service, ids):
     tokenizer = service.tokenizer
     if body.content is not None:
         return {"tokens": [{"id": id, "piece": _piece(tokenizer, id)} for id in ids] if body.with_pieces else ids}
@@ -205,7 +210,7 @@ async def input_tokens(body: ChatRequest, service: Loaded):
 class Detokenize(_Body):
     """Ids."""
 
-    tokens: list[Id]
+    tokens: Annotated[list[Id], Field(fail_fast=True)]
 
 
 @router.post("/detokenize", tags=["tokenizer"])

@@ -303,13 +303,17 @@ def _again(body, receive):
 
 def _check_type(scope, body):
     """
-    ApiError where a body is not said to be JSON. A page of another origin can send text without asking; JSON, its
-    browser asks us about first.
+    ApiError where a body is not said to be JSON, or said to be compressed. A page of another origin can send text
+    without asking; JSON, its browser asks us about first.
     """
     kind = _header(scope, b"content-type").split(b";")[0].strip().lower()
     if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
         found = kind.decode("latin-1") or "none"
         raise ApiError(415, f"Content-Type: expected application/json, found {found}", param="Content-Type")
+    encoding = _header(scope, b"content-encoding").strip().lower()
+    if encoding not in (b"", b"identity"):
+        raise ApiError(415, f"Content-Encoding: expected none, found {encoding.decode('latin-1')}: send the body as it "
+                            "is", param="Content-Encoding")
     if not body.strip():
         raise ValueError("expected a JSON object, found nothing")
 

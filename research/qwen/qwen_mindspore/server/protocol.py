@@ -9,15 +9,15 @@ Sources: https://platform.openai.com/docs/api-reference; vllm/entrypoints/openai
 """
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.settings import nearest
 
-__all__ = ["ChatRequest", "CompletionRequest", "GenerationRequest", "StreamOptions"]
+__all__ = ["ChatRequest", "CompletionRequest", "GenerationRequest", "Objects", "StreamOptions"]
 
-Int64 = Annotated[int, Field(ge=-2**63, le=2**63 - 1)]
+Int64 = Annotated[int, Field(ge=-2**63, le=2**63 - 1)]  # as far as clients' integers, counters and errors go
 
 # Values of fields that change nothing here, besides null; any other is refused. `...`: every value is one of them.
 NEUTRAL = {
@@ -59,6 +59,21 @@ def _refused(message, param):
     return PydanticCustomError("field", "{message}", {"message": message, "param": param, "is_whole": True})
 
 
+def _numbers(biases):
+    for name, bias in biases.items() if isinstance(biases, dict) else ():
+        if type(bias) not in (int, float):
+            raise _refused(f"logit_bias.{name}: input should be a valid number, found {shown(bias)}",
+                           f"logit_bias.{name}")
+    return biases
+
+
+# The first item that is wrong is told, and no other looked at: a million of them would keep the event loop for minutes.
+Texts, Ids = Annotated[list[str], Field(fail_fast=True)], Annotated[list[Int64], Field(fail_fast=True)]
+ListsOfIds = Annotated[list[Ids], Field(fail_fast=True)]
+Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
+Biases = Annotated[dict[str, float], BeforeValidator(_numbers)]
+
+
 class StreamOptions(BaseModel):
     """What comes with a stream: see OpenAI's and vLLM's `stream_options`."""
 
@@ -76,26 +91,26 @@ class GenerationRequest(BaseModel):
     neutral: ClassVar[dict] = NEUTRAL
 
     model: str | None = _field("any name: the one model of this server answers, and says its own")
-    max_tokens: int | None = _field("the most tokens of an answer", minimum=1)
-    min_tokens: int | None = _field("before so many tokens nothing ends an answer", minimum=0)
-    n: int | None = _field("how many answers", minimum=1)
+    max_tokens: Int64 | None = _field("the most tokens of an answer", minimum=1)
+    min_tokens: Int64 | None = _field("before so many tokens nothing ends an answer", minimum=0)
+    n: Int64 | None = _field("how many answers", minimum=1)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    stop: str | list[str] | None = _field("what ends an answer and is cut off it")
-    stop_token_ids: list[int] | None = None
+    stop: str | Texts | None = _field("what ends an answer and is cut off it")
+    stop_token_ids: Ids | None = None
     ignore_eos: bool | None = _field("the model's own end does not end an answer")
     seed: Int64 | None = _field("same seed, same answer; of n answers the next has the next seed")
     do_sample: bool | None = _field("draw tokens; by default where temperature, top_p, ... are given")
     temperature: float | None = _field("0: the likeliest token", minimum=0)
     top_p: float | None = _field("draw from the fewest likeliest tokens that hold so much; 1: off",
                                  exclusiveMinimum=0, maximum=1)
-    top_k: int | None = _field("draw from so many likeliest tokens; 0 or -1: off", minimum=-1)
+    top_k: Int64 | None = _field("draw from so many likeliest tokens; 0 or -1: off", minimum=-1)
     min_p: float | None = _field("draw from tokens of this share of the likeliest one's probability; 0: off",
                                  minimum=0, maximum=1)
     repetition_penalty: float | None = _field("above 1: less of what prompt and answer hold", exclusiveMinimum=0)
     presence_penalty: float | None = _field("above 0: less of what the answer holds", minimum=-2, maximum=2)
     frequency_penalty: float | None = _field("the same, each time that it does", minimum=-2, maximum=2)
-    logit_bias: dict[str, float] | None = _field("added to the logits of these ids")
+    logit_bias: Biases | None = _field("added to the logits of these ids")
     response_format: dict[str, Any] | None = _field("text, json_object or json_schema")
     return_token_ids: bool | None = _field("ids of prompt and answer as well")
     request_id: str | None = Field(None, max_length=128, description="becomes part of the answer's id")
@@ -133,15 +148,15 @@ class ChatRequest(GenerationRequest):
 
     neutral: ClassVar[dict] = CHAT_NEUTRAL
 
-    messages: list[dict[str, Any]] = Field(description="role and content; roles: system, developer, user, assistant, "
+    messages: Objects = Field(description="role and content; roles: system, developer, user, assistant, "
                                                        "tool, function")
-    max_completion_tokens: int | None = _field("the same as max_tokens", minimum=1)
+    max_completion_tokens: Int64 | None = _field("the same as max_tokens", minimum=1)
     logprobs: bool | None = _field("how likely each token of the answer was")
-    top_logprobs: int | None = _field("and so many of the likeliest tokens at its place", minimum=0, maximum=20)
-    tools: list[dict[str, Any]] | None = None
+    top_logprobs: Int64 | None = _field("and so many of the likeliest tokens at its place", minimum=0, maximum=20)
+    tools: Objects | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = _field("accepted: Qwen calls one tool a turn")
-    functions: list[dict[str, Any]] | None = _field("the older form of tools")
+    functions: Objects | None = _field("the older form of tools")
     function_call: str | dict[str, Any] | None = _field("the older form of tool_choice")
     add_generation_prompt: bool | None = _field("true: begin a new message behind an assistant's")
     continue_final_message: bool | None = _field("go on with the last message, an assistant's")
@@ -152,10 +167,10 @@ class CompletionRequest(GenerationRequest):
 
     neutral: ClassVar[dict] = {name: COMPLETION_NEUTRAL[name] for name in COMPLETION_NEUTRAL if name != "best_of"}
 
-    max_tokens: int | None = _field("the most tokens of an answer; 16 by default; 0 with echo: the prompt alone",
+    max_tokens: Int64 | None = _field("the most tokens of an answer; 16 by default; 0 with echo: the prompt alone",
                                     minimum=0)
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="a text, ids, or a list of either")
-    best_of: int | None = _field("the same as n, or nothing")
+    prompt: str | Texts | Ids | ListsOfIds = Field(description="a text, ids, or a list of either")
+    best_of: Int64 | None = _field("the same as n, or nothing")
     echo: bool | None = _field("the prompt in front of the answer")
-    logprobs: int | None = _field("so many of the likeliest tokens at each place", minimum=0, maximum=20)
+    logprobs: Int64 | None = _field("so many of the likeliest tokens at each place", minimum=0, maximum=20)
     parse_special: bool | None = _field("control tokens written in the prompt are control tokens")

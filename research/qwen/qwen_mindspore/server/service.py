@@ -159,6 +159,11 @@ class Service:
         stats = self.runner.engine.stats()
         return {"running": stats.running, "waiting": stats.waiting}
 
+    @property
+    def most_answers(self):
+        """int, the most answers of one request: more than fit in an empty queue are never let in."""
+        return min(self.limits.max_n, self.limits.max_queued + self.runner.engine.max_batch)
+
     def report(self, scope, finished):
         """Tell metrics and the access log (`scope["state"]["finished"]`) that a request is over."""
         scope.setdefault("state", {})["finished"] = finished
