@@ -80,6 +80,7 @@ def test_stop_ids_are_added_to_the_models(tokenizer):
     ({"logit_bias": {"foo": 0}}, "logit_bias: expected ids from 0 to 511, found 'foo'"),
     ({"logit_bias": {"512": 0}}, "logit_bias: expected ids from 0 to 511, found '512'"),
     ({"logit_bias": {"-1": 0}}, "logit_bias: expected ids from 0 to 511, found '-1'"),
+    ({"logit_bias": {"1": 0, "01": 1}}, "logit_bias: id 1 is there twice, as '01' too"),
     ({"logit_bias": {"1": "x"}}, "logit_bias.1: input should be a valid number, found 'x'"),
     ({"seed": 2**63}, "seed: input should be less than or equal to 9223372036854775807"),
     ({"seed": 1.5}, "seed: input should be a valid integer"),

@@ -247,7 +247,9 @@ def _react(tools, schemas, is_free, is_open):
 
 def _complaint(matcher):
     """What the library complains of, as one line in this project's words where they are known."""
-    text = matcher.get_error().partition("\n")[0].strip()
+    first, *others = matcher.get_error().strip().split("\n")
+    reasons = [line for line in others if line.startswith("error: ")]  # a regular expression's, below the place
+    text = " ".join([first, *(reason.removeprefix("error: ") for reason in reasons)])
     if text.startswith("NoExtension"):
         return "nothing fits it"
     unknown = re.search(r"Unimplemented keys: \[(.*)\]", text)
