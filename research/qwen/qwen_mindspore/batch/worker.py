@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from qwen_mindspore.batch.journal import ANSWER, ERROR
 from qwen_mindspore.batch.records import PROMPTS
-from qwen_mindspore.common.json_text import Number, parse_exact_json
+from qwen_mindspore.common.json_text import NamedTwice, Number, parse_exact_json
 from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.common.text import check_whole, is_blank, listed, shown
 from qwen_mindspore.generate.answers import Answers, prompt_of, text_of
@@ -304,6 +304,8 @@ def _parsed(value):
         return value
     try:
         return parse_exact_json(value)
+    except NamedTwice:
+        raise
     except ValueError:
         raise ValueError(f"expected JSON, found {shown(value)}") from None
 
