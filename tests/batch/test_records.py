@@ -316,3 +316,11 @@ def test_names_of_columns_stay_on_one_line(write):
             read(write("in.csv", f"{header}\n1,2\n"))
         said = str(error.value)
         assert len(said.splitlines()) == 1 and len(said) < 500 and "\x1b" not in said
+
+
+def test_a_name_that_is_there_twice_is_the_rows_error_be_it_a_line_or_an_item(write):
+    row = '{"prompt": "a", "max_tokens": 2, "max_tokens": 3}'
+    for path in (write("in.jsonl", f'{row}\n{{"prompt": "b"}}\n'), write("in.json", f'[{row}, {{"prompt": "b"}}]')):
+        bad, good = read(path)
+        assert bad.error == 'invalid JSON: "max_tokens" is there twice in one object' and bad.source == row
+        assert good.fields == {"prompt": "b"}

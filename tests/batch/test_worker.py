@@ -153,14 +153,23 @@ def test_openais_columns_are_understood(answer, tokenizer, name, value, setting,
     ({"num_beams": 3}, "num_beams: not implemented, expected 1 or"),
     ({"num_return_sequences": "3"}, "num_return_sequences: not implemented"), ({"typical_p": 0.5}, "typical_p: not"),
     ({"max_length": 100}, "max_length: not implemented, expected nothing"), ({"min_tokens": -1}, "min_tokens: exp"),
-    ({"ignore_eos": "perhaps"}, "ignore_eos: expected"), ({"penalty_alpha": 0.6}, "penalty_alpha: not implemented")])
+    ({"ignore_eos": "perhaps"}, "ignore_eos: expected"), ({"penalty_alpha": 0.6}, "penalty_alpha: not implemented"),
+    ({"min_tokens": 5, "max_tokens": 3}, "min_new_tokens: expected at most max_new_tokens (3), found 5"),
+    ({"stop_token_ids": ["x"]}, "stop_token_ids: expected an id or a list of ids"),
+    ({"guided_json": {}}, "guided_json: not implemented"), ({"skip_special_tokens": False}, "skip_special_tokens: not"),
+    ({"use_beam_search": True}, "use_beam_search: not implemented"), ({"n_predict": 3}, "write max_new_tokens"),
+    ({"repeat_penalty": 1.2}, "repeat_penalty: not implemented, expected 1 or nothing, found 1.2; write repetition_"),
+    ({"sampling_params": {"top_k": 1}}, "sampling_params: not implemented, expected {} or nothing, found {'top_k': 1}; "
+                                        "write its values as columns"),
+    ({"logit_bias": {"1_0": 1}}, "logit_bias: expected"), ({"logit_bias": [[1, 2], [1, 3]]}, "each id once")])
 def test_what_a_row_asks_for_and_can_not_have_is_its_error(error, row, said):
     assert said in error({"prompt": "a", **row})
 
 
 @pytest.mark.parametrize("row, words", [
     ({"eos_token_id": 5}, ((7,), (5,))), ({"eos_token_id": "[5, 6]"}, ((7,), (5,), (6,))),
-    ({"eos_token_id": -1}, ((7,),)),
+    ({"eos_token_id": -1}, ((7,),)), ({"stop_token_ids": [5, 6]}, ((7,), (5,), (6,))),
+    ({"stop_token_ids": "[5]", "eos_token_id": 6}, ((7,), (6,), (5,))), ({"stop_token_ids": []}, ((7,),)),
     ({"stop_words_ids": [[1, 2]]}, ((7,), (1, 2))), ({"stop_words_ids": "[[1, 2]]", "eos_token_id": 5.0},
                                                      ((7,), (1, 2), (5,)))])
 def test_ids_that_end_a_rows_answer_are_in_addition_to_the_models(answer, tokenizer, row, words):

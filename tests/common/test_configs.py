@@ -157,3 +157,19 @@ def test_a_base_with_a_line_end_in_its_name_is_shown_in_one_line(tmp_path):
     path = write(tmp_path, own='base_config: "a\\nb.yaml"')
     with pytest.raises(ValueError, match=r"base_config: expected the path of a YAML .*, found 'a\\nb.yaml'"):
         read_config(path)
+
+
+def test_a_key_that_is_there_twice_with_another_value_is_refused(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("model:\n  temperature: 0.5\n  top_k: 1\n  temperature: 0.9\n")
+    with pytest.raises(ValueError, match=r"a.yaml: not valid YAML: line 4: temperature is there twice, with another"):
+        read_config(path)
+    path.write_text("model: {}\ntrainer: {a: 1}\nmodel: {b: 1}\n")
+    with pytest.raises(ValueError, match="line 3: model is there twice"):
+        read_config(path)
+
+
+def test_what_a_merge_brings_in_may_be_said_again(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\nd: {z: 1, z: 1}\n")
+    assert read_config(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}, "d": {"z": 1}}

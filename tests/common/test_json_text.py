@@ -41,7 +41,8 @@ def test_text_that_looks_like_a_mark_stays_text():
         assert strictly(dump_json({"a": text, text: Number("1.50")})) == {"a": text, text: 1.5}
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", '{"a": -Infinity}', "[" * 100_000, "{", "", "[" * (DEEPEST + 1) +
+@pytest.mark.parametrize("text", ["NaN", "Infinity", '{"a": -Infinity}', "[" * 100_000, "{", "",
+                                  '{"a": 1, "a": 1}', '[{"b": {"a": 1, "a": 2}}]', "[" * (DEEPEST + 1) +
                                   "]" * (DEEPEST + 1), '{"a":' * (DEEPEST + 1) + "1" + "}" * (DEEPEST + 1)])
 def test_what_is_no_json_or_too_deep_is_refused(text):
     with pytest.raises(ValueError):

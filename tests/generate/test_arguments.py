@@ -241,3 +241,14 @@ def test_what_can_not_be_called_is_refused_by_name(given, said):
 def test_a_plain_list_of_functions_is_taken_as_well():
     check_helpers([lambda ids, logits: logits], None)
     check_helpers(None, None)
+
+
+def test_a_least_length_beyond_the_most_is_refused():
+    with pytest.raises(ValueError, match=r"^min_new_tokens: expected at most max_new_tokens \(2\), found 5"):
+        generation_arguments(QwenConfig(), None, {"min_new_tokens": 5, "max_new_tokens": 2})
+
+
+@pytest.mark.parametrize("prompts", [[[5, [6]]], [5, [6]], [[[5]]]])
+def test_lists_within_a_prompt_are_no_ids(prompts):
+    with pytest.raises(ValueError, match="^prompt 0: expected a list of ids"):
+        prompts_of(prompts, None, None, ())

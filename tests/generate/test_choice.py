@@ -67,7 +67,9 @@ def test_a_bias_is_added_to_the_logit_of_its_id(logits):
 
 
 @pytest.mark.parametrize("value", [
-    {7: 101}, {-1: 1}, {"a": 1}, {7: "1"}, {7: None}, [7], [[7]], 3, "7", {7: float("nan")}])
+    {7: 101}, {-1: 1}, {"a": 1}, {7: "1"}, {7: None}, [7], [[7]], 3, "7", {7: float("nan")},
+    {"1_0": 1}, {"\uff11": 1}, {"07": 1}, {"": 1}, {True: 1}, {None: 1}, [[7, 1], [7, 2]], {"7": 1, 7: 2},
+    {"7": 1, "7.0": 1}])
 def test_a_bias_that_is_none_is_refused(value):
     with pytest.raises(ValueError, match="logit_bias: expected {id: a number from -100 to 100}"):
         GenerationSettings(logit_bias=value)

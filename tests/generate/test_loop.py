@@ -4,6 +4,7 @@ import pytest
 from mindformers import GenerationConfig
 from mindformers.generation import GenerationMixin
 from mindformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from mindspore import Tensor
 
 from qwen_mindspore.generate.arguments import generation_arguments
 from qwen_mindspore.generate.sampling import next_token, sample
@@ -150,6 +151,20 @@ def test_a_logits_processor_of_ones_own_is_asked(model):
     out = model.generate([[1, 2], [3]], max_new_tokens=3, do_sample=False, eos_token_id=[],
                          logits_processor=processors)
     assert [ids.tolist() for ids in out] == [[1, 2, 42, 42, 42], [3, 42, 42, 42]]
+
+
+def test_a_plain_function_may_be_a_logits_processor(model):
+    def only_42(ids, logits):
+        return Tensor(np.where(np.arange(logits.shape[1]) == 42, 0, -1e9).astype(np.float32)[None])
+
+    out = model.generate([1, 2], max_new_tokens=2, do_sample=False, eos_token_id=[], logits_processor=[only_42])
+    assert out[0].tolist() == [1, 2, 42, 42]
+
+
+@pytest.mark.parametrize("wrong", [lambda ids, logits: None, lambda ids, logits: logits[:, :3]])
+def test_what_a_logits_processor_gives_must_be_logits(model, wrong):
+    with pytest.raises(ValueError, match=r"^logits_processor: .*: expected logits of shape \(1, 512\), found"):
+        model.generate([1, 2], max_new_tokens=2, do_sample=False, eos_token_id=[], logits_processor=[wrong])
 
 
 def test_min_new_tokens_holds_an_eos_back(model):

@@ -227,3 +227,9 @@ def test_rows_that_are_drawn_with_one_seed_differ_and_those_that_are_not_stay():
 def test_a_setting_that_is_almost_one_is_told():
     with pytest.raises(ValueError, match=r"max_newtokens: no such setting, .* \(did you mean max_new_tokens\?\)"):
         GenerationSettings().override(max_newtokens=5)
+
+
+def test_a_least_length_beyond_the_most_is_refused():
+    with pytest.raises(ValueError, match=r"^min_new_tokens: expected at most max_new_tokens \(2\), found 3"):
+        GenerationSettings(max_new_tokens=2, min_new_tokens=3)
+    assert GenerationSettings(max_new_tokens=2, min_new_tokens=2).min_new_tokens == 2

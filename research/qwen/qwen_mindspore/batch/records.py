@@ -9,7 +9,7 @@ from pathlib import Path
 from qwen_mindspore.batch.json_items import json_items
 from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.files import check_encoding
-from qwen_mindspore.common.json_text import DEEPEST, dump_json, exact, parse_exact_json
+from qwen_mindspore.common.json_text import DEEPEST, NamedTwice, dump_json, exact, parse_exact_json
 from qwen_mindspore.common.text import listed, one_line
 
 __all__ = ["FORMATS", "PROMPTS", "Record", "count_records", "file_format", "read_records"]
@@ -281,7 +281,7 @@ def _record(number, item):
         reason = f"not UTF-8 at byte {error.start + 1}"
     except ValueError as error:
         reason = one_line(error)
-        if item.depth > DEEPEST:
+        if item.depth > DEEPEST or isinstance(error, NamedTwice):
             return Record(number, error=f"invalid JSON: {reason}", source=item.text.decode("utf-8"))
     raise ValueError(f"invalid JSON: item {number}: {reason}")
 

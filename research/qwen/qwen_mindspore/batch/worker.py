@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from qwen_mindspore.batch.journal import ANSWER, ERROR
 from qwen_mindspore.batch.records import PROMPTS
-from qwen_mindspore.common.json_text import Number, parse_exact_json
+from qwen_mindspore.common.json_text import NamedTwice, Number, parse_exact_json
 from qwen_mindspore.common.kinds import read_as
 from qwen_mindspore.common.text import check_whole, is_blank, listed, shown
 from qwen_mindspore.generate.answers import Answers, prompt_of, text_of
@@ -21,19 +21,26 @@ OVERRIDES = {**{name: name for name in ("max_new_tokens", "do_sample", "temperat
                                         "max_window_size", "eos_token_id", "min_p", "min_new_tokens", "ignore_eos",
                                         "presence_penalty", "frequency_penalty", "logit_bias")},
              "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens", "min_tokens": "min_new_tokens",
-             "stop": "stop_words"}
+             "stop": "stop_words", "stop_token_ids": "stop_token_ids"}
 # transformers' and vLLM's columns that no data have but for an answer.
 OF_OTHERS = ("num_beams", "num_beam_groups", "num_return_sequences", "min_length", "max_length", "typical_p", "top_a",
              "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "diversity_penalty", "length_penalty",
              "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "bad_words_ids",
              "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id",
-             "forced_eos_token_id", "sequence_bias", "stop_strings", "guidance_scale", "prompt_logprobs")
+             "forced_eos_token_id", "sequence_bias", "stop_strings", "guidance_scale", "prompt_logprobs",
+             "use_beam_search", "include_stop_str_in_output")
 # Columns that ask for what there is not -> the values that don't; OpenAI's first.
 REFUSED = {"n": (1,), "best_of": (1,), "logprobs": (False, 0), "top_logprobs": (0,),
            "tools": ([],), "functions": ([],), "tool_choice": ("none",),
            "function_call": ("none",), "response_format": ({"type": "text"},), "suffix": ("",), "echo": (False,),
            **{name: NEUTRAL.get(name, (False, 0)) for name in OF_OTHERS},
-           "num_return_sequences": (1,), "max_length": ()}
+           "num_return_sequences": (1,), "max_length": (), "bad_words": ([],), "skip_special_tokens": (True,),
+           **dict.fromkeys(("allowed_token_ids", "truncate_prompt_tokens", "structured_outputs", "guided_json",
+                            "guided_regex", "guided_choice", "guided_grammar", "n_predict"), ()),
+           "repeat_penalty": (1,), **dict.fromkeys(("extra_body", "sampling_params", "generation_config"), ({},))}
+ADVICE = {"max_length": "write max_new_tokens", "n_predict": "write max_new_tokens",
+          "repeat_penalty": "write repetition_penalty", "stop_strings": "write stop_words",
+          **dict.fromkeys(("extra_body", "sampling_params", "generation_config"), "write its values as columns")}
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,8 @@ class Worker:
             nulls = [name for name in ([column] if column else PROMPTS) if name in fields]
             if nulls:
                 raise ValueError(f"no {' or '.join(nulls)}: found null")
-            raise ValueError(f"no {column or ' or '.join(PROMPTS)}, found {listed(fields) or 'nothing'}")
+            advice = ": of OpenAI's batch files, give what stands in body as columns" if "body" in fields else ""
+            raise ValueError(f"no {column or ' or '.join(PROMPTS)}, found {listed(fields) or 'nothing'}{advice}")
         if len(filled) > 1:
             raise ValueError(f"both {' and '.join(filled)}: --prompt_column says which one to answer")
         return filled[0], fields[filled[0]]
@@ -214,9 +222,11 @@ class Worker:
                 changes[name] = value
         for column, neutral in REFUSED.items():
             if column in columns and from_text(column, columns[column]) not in neutral:
+                advice = ADVICE.get(column, "--prompt_column says if that is the prompt")
                 raise ValueError(f"{column}: not implemented, expected {''.join(f'{value!r} or ' for value in neutral)}"
-                                 f"nothing, found {shown(columns[column])}; --prompt_column says if that is the prompt")
-        ends = [*changes.pop("stop_words_ids", ()), *((token,) for token in changes.pop("eos_token_id", ()))]
+                                 f"nothing, found {shown(columns[column])}; {advice}")
+        ends = [*changes.pop("stop_words_ids", ()),
+                *((token,) for name in ("eos_token_id", "stop_token_ids") for token in changes.pop(name, ()))]
         settings = self.settings.override(**changes)
         if ends:  # in addition to everyone's, which are the model's own
             settings = settings.override(stop_words_ids=[*settings.stop_words_ids, *ends])
@@ -294,6 +304,8 @@ def _parsed(value):
         return value
     try:
         return parse_exact_json(value)
+    except NamedTwice:
+        raise
     except ValueError:
         raise ValueError(f"expected JSON, found {shown(value)}") from None
 
@@ -301,7 +313,8 @@ def _parsed(value):
 def _setting(column, name, value):
     """The value of a setting; in a CSV it stands as JSON, or a stop word as it is. ValueError names the column."""
     value = _stop_words(value) if name == "stop_words" else from_text(name, value)
-    return None if value is None else read_as(IN_FILES[name], column, value)
+    kind = IN_FILES["eos_token_id" if name == "stop_token_ids" else name]
+    return None if value is None else read_as(kind, column, value)
 
 
 def _stop_words(value):

@@ -1,4 +1,5 @@
 """YAMLs, and those that they inherit from."""
+import functools
 import os
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def _load(path, heirs):
     if path.resolve() in [heir.resolve() for heir in heirs]:
         raise ValueError(f"{heirs[-1]}: {BASE}: {path} inherits from this file: remove one of them")
     try:
-        content = yaml.safe_load(read_text(path))
+        content = yaml.load(read_text(path), Loader=_loader())
     except Exception as error:  # a tag on a value that is none of its kind, as in "!!int x", may raise any
         reason = one_line(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not valid YAML: {reason}") from None
@@ -100,6 +101,26 @@ def _load(path, heirs):
         raise ValueError(f"{path}: expected a YAML of sections, found {type(content).__name__}")
     _check_keys(path, content)
     return content
+
+
+@functools.cache
+def _loader():
+    """YAML's safe loader, but for keys that come twice, of which it would take the last without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node):
+            if not hasattr(node, "is_flat"):  # what `<<` brings in may be said again
+                node.is_flat, seen = True, {}
+                for key, value in node.value:
+                    value = value.value if isinstance(value, yaml.ScalarNode) else value
+                    is_name = isinstance(key, yaml.ScalarNode) and key.value != "<<"
+                    if is_name and seen.setdefault(key.value, value) != value:
+                        raise ValueError(f"line {key.start_mark.line + 1}: {key.value} is there twice, with another "
+                                         "value")
+            super().flatten_mapping(node)
+
+    return Loader
 
 
 def _check_keys(path, content, place="", depth=0):

@@ -5,7 +5,17 @@ import re
 import secrets
 from decimal import Decimal
 
-__all__ = ["DEEPEST", "Number", "check_depth", "dump_json", "exact", "parse_exact_json", "without_infinities"]
+__all__ = [
+    "DEEPEST",
+    "NamedTwice",
+    "Number",
+    "check_depth",
+    "dump_json",
+    "exact",
+    "object_of",
+    "parse_exact_json",
+    "without_infinities",
+]
 
 DEEPEST = 100  # lists and objects within each other
 LONGEST_INT = 4000  # digits that Python makes a number of, with some to spare
@@ -26,6 +36,20 @@ class Number(float):
         return self.text
 
 
+class NamedTwice(ValueError):
+    """A name is there twice in an object: readers differ in which value they take."""
+
+
+def object_of(pairs):
+    """dict, the `object_pairs_hook` of `json.loads`; NamedTwice where one of two values would be lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise NamedTwice(f"{json.dumps(twice)} is there twice in one object")
+    return content
+
+
 def parse_exact_json(text, deepest=DEEPEST):
     """
     What `json.loads` gives, but for numbers that Python can't hold as they stand: those are `Number`s.
@@ -35,10 +59,12 @@ def parse_exact_json(text, deepest=DEEPEST):
         deepest (int): How deep lists and objects may be nested.
 
     Raises:
-        ValueError: Not JSON, as NaN and Infinity aren't; or nested deeper than a reader may be asked to go.
+        ValueError: Not JSON, as NaN and Infinity aren't; a name that is there twice in an object (NamedTwice); or
+            nested deeper than a reader may be asked to go.
     """
     try:
-        content = json.loads(text, parse_float=_float, parse_int=_int, parse_constant=_refuse_constant)
+        content = json.loads(text, object_pairs_hook=object_of, parse_float=_float, parse_int=_int,
+                             parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError(too_deep(deepest)) from None
     check_depth(content, deepest)

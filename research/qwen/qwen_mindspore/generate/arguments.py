@@ -1,5 +1,6 @@
 """The arguments of `generate`: what MindFormers, transformers and the original Qwen know, taken, or refused by name."""
 import copy
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,9 @@ def generation_arguments(config, generation_config, arguments):
         if value is not None:
             value = read_as(kind, name, from_text(name, value))
         setattr(settings, name, bool(value) if kind is BOOLEAN else value)
+    if (settings.min_new_tokens or 0) > (settings.max_new_tokens or math.inf):
+        raise ValueError(f"min_new_tokens: expected at most max_new_tokens ({settings.max_new_tokens}), found "
+                         f"{settings.min_new_tokens}")
     settings.max_length = settings.max_length or DEFAULT_LENGTH
     # An end beyond the vocabulary never comes.
     settings.eos_token_id = [token for token in settings.eos_token_id or () if token < config.vocab_size]
@@ -137,7 +141,7 @@ def prompts_of(input_ids, attention_mask, pad, ends):
         input_ids = input_ids.asnumpy() if hasattr(input_ids, "asnumpy") else np.asarray(input_ids)
         if input_ids.ndim == 0:
             raise ValueError(f"input_ids: expected a list of ids or lists of them, found {shown(input_ids)}")
-    if len(input_ids) == 0 or np.ndim(input_ids[0]) == 0:
+    if len(input_ids) == 0 or not (hasattr(input_ids[0], "__len__") or np.ndim(input_ids[0])):
         input_ids = [input_ids]
     rows = [as_ids(row, f"prompt {number}") for number, row in enumerate(input_ids)]
     if attention_mask is not None:

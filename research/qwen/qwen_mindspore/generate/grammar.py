@@ -247,11 +247,9 @@ def _react(tools, schemas, is_free, is_open):
 
 def _complaint(matcher):
     """What the library complains of, as one line in this project's words where they are known."""
-    whole = matcher.get_error()
-    text = whole.partition("\n")[0].strip()
-    reason = re.search(r"^error: (.*)", whole, re.MULTILINE)
-    if text.endswith("regex parse error:") and reason:  # which shows the expression first
-        text += f" {reason[1]}"
+    first, *others = matcher.get_error().strip().split("\n")
+    reasons = [line for line in others if line.startswith("error: ")]  # a regular expression's, below the place
+    text = " ".join([first, *(reason.removeprefix("error: ") for reason in reasons)])
     if text.startswith("NoExtension"):
         return "nothing fits it"
     unknown = re.search(r"Unimplemented keys: \[(.*)\]", text)

@@ -20,6 +20,7 @@ import qwen_mindspore.generate.pipeline  # registered with the model, so that on
 import qwen_mindspore.text.chatml
 import qwen_mindspore.text.processor  # noqa: F401
 from qwen_mindspore.common.kinds import read_as
+from qwen_mindspore.common.text import shown
 from qwen_mindspore.generate.arguments import check_helpers, generation_arguments, prompts_of
 from qwen_mindspore.generate.blocks import call_rows, piece_size
 from qwen_mindspore.generate.sampling import check_finite, check_logits, check_prompt, next_token, penalize
@@ -271,6 +272,12 @@ def _process(processor, ids, logits):
     """A logits processor's answer to ids [S] and logits [vocab_size], in numpy where it can."""
     if type(processor) is RepetitionPenaltyLogitsProcessor:
         return penalize(logits, ids, processor.penalty)
-    if type(processor).process_np is not LogitsProcessor.process_np:
-        return processor.process_np(logits[None], ids[None])[0]
-    return processor(Tensor(ids[None]), Tensor(logits[None])).asnumpy()[0]
+    if isinstance(processor, LogitsProcessor) and type(processor).process_np is not LogitsProcessor.process_np:
+        found = processor.process_np(logits[None], ids[None])
+    else:
+        found = processor(Tensor(ids[None]), Tensor(logits[None]))
+    found = np.asarray(found.asnumpy() if hasattr(found, "asnumpy") else found)
+    if found.shape != (1, len(logits)):
+        raise ValueError(f"logits_processor: {shown(processor)}: expected logits of shape {(1, len(logits))}, found "
+                         f"{shown(found)}")
+    return found[0]

@@ -73,10 +73,11 @@ def _ends(value):
 
 
 def _biases(value):
-    """Pairs of an id and what is added to its logit, from a dict or from pairs."""
+    """Pairs of an id, of which JSON makes a text, and what is added to its logit, from a dict or from pairs."""
     pairs = value.items() if isinstance(value, dict) else _list(value, tuple)
-    return tuple((FROM_0.read(int(token) if isinstance(token, str) else token), float(BIAS.read(bias)))
-                 for token, bias in pairs)
+    pairs = tuple((integer(0, math.inf)(token), float(BIAS.read(bias))) for token, bias in pairs)
+    require(len(dict(pairs)) == len(pairs))  # of "1" and "1.0", or [[1, 2], [1, 3]], one would be lost
+    return pairs
 
 
 def _integer(kind, lowest):
@@ -117,7 +118,7 @@ ALLOWED = {
     "min_p": _within(0, 1),
     "presence_penalty": PENALTY,
     "frequency_penalty": PENALTY,
-    "logit_bias": Kind("{id: a number from -100 to 100}", _biases),
+    "logit_bias": Kind("{id: a number from -100 to 100}, each id once", _biases),
     "max_new_tokens": FROM_1,
     "min_new_tokens": FROM_0,
     "ignore_eos": BOOLEAN,
@@ -212,6 +213,9 @@ class GenerationSettings:
     def __post_init__(self):
         for field in fields(self):
             object.__setattr__(self, field.name, read_as(ALLOWED[field.name], field.name, getattr(self, field.name)))
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens: expected at most max_new_tokens ({self.max_new_tokens}), found "
+                             f"{self.min_new_tokens}")
 
     @property
     def draws(self) -> bool:

@@ -206,8 +206,7 @@ class QwenConfig(LlamaConfig):
         path = path / "config.json" if path.is_dir() else path
         hf = read_released_config(path)
         if hf.get("quantization_config"):
-            raise ValueError(f"{path}: quantization_config: this is AutoGPTQ's checkpoint: convert it with "
-                             "convert/convert_weight.py first")
+            raise ValueError(f"{path}: quantization_config: {_quantized(hf['quantization_config'])}")
         unknown = [key for key in hf if not is_known(key)]
         if unknown:  # other programs keep theirs there: not an error
             logger.warning("%s: of no meaning here and ignored: %s", path, ", ".join(unknown))
@@ -287,6 +286,15 @@ def _checked_llama(values):
             if QWEN_NAMES.get(key, key) in MODEL:
                 raise
     return found
+
+
+def _quantized(value):
+    """What a config.json's quantization_config means here, for the message."""
+    method = str(value.get("quant_method", "gptq") if isinstance(value, dict) else value)
+    if isinstance(value, dict) and method.lower() == "gptq" and not any(key.startswith("load_in_") for key in value):
+        return "this is AutoGPTQ's checkpoint: convert it with convert/convert_weight.py first"
+    return (f"quantized by another method than GPTQ, found {shown(value)}: give the model that it was made of, and "
+            "quantize that with scripts/quantize.py")
 
 
 def _hf_values(path, values):

@@ -48,16 +48,15 @@ def settings_of(body, service, default_tokens=None, stop_words=(), **others):
     if tokens is not None:
         changes["max_new_tokens"] = tokens
     default = service.settings
+    least, most = (changes.get(name, getattr(default, name)) for name in ("min_new_tokens", "max_new_tokens"))
+    if least > most:
+        raise invalid(f"min_tokens: expected at most max_tokens ({most}), found {least}", "min_tokens")
     changes["stop_words"] = (*default.stop_words, *_stop_words(body.stop, service.limits), *stop_words)
     changes["stop_words_ids"] = (*default.stop_words_ids, *_stop_ids(body.stop_token_ids, service))
     try:
-        settings = default.override(**changes, **others)
+        return default.override(**changes, **others)
     except ValueError as error:
         raise invalid(str(error)) from None
-    if settings.min_new_tokens > settings.max_new_tokens:
-        raise invalid(f"min_tokens: expected at most max_tokens ({settings.max_new_tokens}), found "
-                      f"{settings.min_new_tokens}", "min_tokens")
-    return settings
 
 
 def with_seed(settings, index):
@@ -138,5 +137,7 @@ def _biases(biases, size):
         # As a number is written: "07" would be an id told twice, and thousands of digits are none.
         if not re.fullmatch("0|[1-9][0-9]{0,11}", name) or int(name) >= size:
             raise invalid(f"logit_bias: expected ids from 0 to {size - 1}, found {shown(name)}", "logit_bias")
+        if int(name) in ids:
+            raise invalid(f"logit_bias: id {int(name)} is there twice, as {shown(name)} too", "logit_bias")
         ids[int(name)] = bias
     return _read("logit_bias", "logit_bias", ids)

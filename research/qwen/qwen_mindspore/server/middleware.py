@@ -21,7 +21,7 @@ import time
 import uuid
 
 from qwen_mindspore.common.files import decode_text
-from qwen_mindspore.common.json_text import check_depth, too_deep
+from qwen_mindspore.common.json_text import check_depth, object_of, too_deep
 from qwen_mindspore.server.errors import ApiError, error_response, invalid
 from qwen_mindspore.server.logs import LOG, NOTES, log
 
@@ -334,7 +334,7 @@ def parse_json(body):
     """
     text = decode_text(body)
     try:
-        content = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_int=_integer,
+        content = json.loads(text, object_pairs_hook=object_of, parse_float=_finite, parse_int=_integer,
                              parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
@@ -348,15 +348,6 @@ def parse_json(body):
             json.dumps(content, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError("half a surrogate pair (\\ud800 to \\udfff), which is no text") from None
-    return content
-
-
-def _object(pairs):
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        seen = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"{json.dumps(twice)} is there twice in one object")
     return content
 
 
