@@ -132,12 +132,8 @@ def _stop_ids(ids, service):
 
 
 def _biases(biases, size):
-    ids = {}
-    for name, bias in biases.items():
+    for name in biases:
         # As a number is written: "07" would be an id told twice, and thousands of digits are none.
         if not re.fullmatch("0|[1-9][0-9]{0,11}", name) or int(name) >= size:
             raise invalid(f"logit_bias: expected ids from 0 to {size - 1}, found {shown(name)}", "logit_bias")
-        if int(name) in ids:
-            raise invalid(f"logit_bias: id {int(name)} is there twice, as {shown(name)} too", "logit_bias")
-        ids[int(name)] = bias
-    return _read("logit_bias", "logit_bias", ids)
+    return _read("logit_bias", "logit_bias", {int(name): bias for name, bias in biases.items()})
