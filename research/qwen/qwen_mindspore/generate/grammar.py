@@ -47,7 +47,10 @@ SHORT = {"thought": r'LINE "\n"', "line": r"/[^\n]{0,400}/"}
 MOST_TOOLS = 128  # as many as OpenAI's API takes
 LONGEST = 256 * 1024  # characters of a grammar: of all tools together
 INPUT = b"\nAction Input: "  # JSON begins behind it
-AMPLE = 512  # tokens to spare beyond the way to the end: nobody need look at each
+# Tokens to spare beyond the way to the end, from which on not each token is looked at, since finding a way takes as long
+# as many masks. What a token makes necessary is at most what its schema names: with a long one they are more.
+AMPLE = range(128, 512)
+CHARACTERS = 8  # of a grammar, for each of these tokens
 
 KEPT = 16  # grammars that wait for the next request with the same tools
 
@@ -66,15 +69,17 @@ class Grammar:
         endings (Endings): Of the vocabulary.
         marker (bytes): Behind it comes JSON; nothing: from the beginning.
         is_free (bool): In front of the marker, which need not come, nothing is brought to an end.
+        size (int): Characters of the grammar.
 
     Attributes:
         is_over (bool): Nothing can follow.
     """
 
-    def __init__(self, matcher, apply, endings, marker=b"", is_free=False):
+    def __init__(self, matcher, apply, endings, marker=b"", is_free=False, size=0):
         self._matcher, self._apply, self._endings = matcher, apply, endings
         self._marker, self._is_free, self._text = marker, is_free, b""
-        self._way, self._look = None, float("inf")  # known to the end; how many tokens are left when it is looked for
+        self._ample = min(max(size // CHARACTERS, AMPLE.start), AMPLE.stop)
+        self._way, self._look = None, None  # known to the end; how many tokens are left when it is looked for
         self.is_over = matcher.is_stopped()
 
     def mask(self, logits):
@@ -102,6 +107,8 @@ class Grammar:
         Returns:
             int, it or another one, which `accept` must be told of next.
         """
+        if self._look is None:
+            self._look = max(left // 2, 2 * self._ample)
         if left > self._look or (self._is_free and (self._marker or self._matcher.is_accepting())):
             self._way = None
             return token
@@ -113,7 +120,7 @@ class Grammar:
         if then is None:
             token, then = way[0], way[1:]
         spare = left - len(then)
-        self._way, self._look = then, left - spare // 4 if spare > AMPLE else left
+        self._way, self._look = then, left - spare // 4 if spare > self._ample else left
         return token
 
     def _behind(self, token, way, left):
@@ -249,7 +256,7 @@ class Grammars:
             matcher = self._kept.get(text)
             if matcher is not None:
                 self._kept.move_to_end(text)
-                return Grammar(matcher.deep_copy(), self._apply, self._endings, marker, is_free)
+                return Grammar(matcher.deep_copy(), self._apply, self._endings, marker, is_free, len(text))
         if is_tool:  # each alone: so it is known which one is wrong, and that something fits each
             for (what, _), rule in zip(parts, rules):
                 self._compiled(f"{options}start: {rule}\n", what)
@@ -258,7 +265,7 @@ class Grammars:
             self._kept[text] = matcher
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        return Grammar(matcher.deep_copy(), self._apply, self._endings, marker, is_free)
+        return Grammar(matcher.deep_copy(), self._apply, self._endings, marker, is_free, len(text))
 
     def _compiled(self, text, what):
         library = self._library
