@@ -21,6 +21,7 @@ import jsonschema
 
 from helpers.schemas import random_object, random_parameters
 from helpers.serving import serving
+from qwen_mindspore.cli.command import stdout_for_answers
 from qwen_mindspore.common.files import cache_folder
 from qwen_mindspore.generate.build import build_config, build_model, build_tokenizer, load_config, set_context
 from qwen_mindspore.generate.engine import Engine
@@ -138,7 +139,7 @@ def check(text, schema):
 
 # The trials
 
-async def trial(url, requests, check_answer):
+async def trial(url, requests, check_answer, answers):
     """How many answers fit, and {why: how many} of the others; each of them is told."""
     gate, wrong, ended = asyncio.Semaphore(AT_ONCE), Counter(), itertools.count(1)
 
@@ -151,7 +152,8 @@ async def trial(url, requests, check_answer):
             except (ValueError, KeyError, jsonschema.ValidationError) as error:
                 why = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
                 wrong[why] += 1
-                print(f"        {number}: {why}: {json.dumps(message, ensure_ascii=False)[-200:]}", flush=True)
+                print(f"        {number}: {why}: {json.dumps(message, ensure_ascii=False)[-200:]}",
+                      file=answers, flush=True)
         if (count := next(ended)) % 20 == 0:
             print(f"{count} of {len(requests)}", file=sys.stderr, flush=True)
 
@@ -160,13 +162,13 @@ async def trial(url, requests, check_answer):
     return len(requests) - wrong.total(), wrong
 
 
-def tell(name, url, requests, check_answer):
+def tell(name, url, requests, check_answer, answers):
     """Print the line of a trial; whether it was passed."""
     began = time.monotonic()
-    good, wrong = asyncio.run(trial(url, requests, check_answer))
+    good, wrong = asyncio.run(trial(url, requests, check_answer, answers))
     print(f"{'NOT OK' if wrong else 'ok':7} {name}: {good} of {len(requests)} fit"
           f"{''.join(f'; {count} times {why}' for why, count in wrong.items())}; {time.monotonic() - began:.0f} s",
-          flush=True)
+          file=answers, flush=True)
     return not wrong
 
 
@@ -178,6 +180,12 @@ def main(argv=None):
     parser.add_argument("--max_tokens", type=int, default=512, help="of an answer (512)")
     parser.add_argument("--load_checkpoint", default=str(CHECKPOINT), help="the demo model")
     args = parser.parse_args(argv)
+    with stdout_for_answers(verbose=False) as answers:
+        return int(not passes(args, answers))
+
+
+def passes(args, answers):
+    """Whether all trials are passed."""
     config = load_config(str(ROOT / "configs/predict_qwen_demo.yaml"), args.load_checkpoint)
     set_context(config)
     tokenizer, size = build_tokenizer(config), build_config(config).vocab_size
@@ -188,9 +196,9 @@ def main(argv=None):
     forms = [form_request(chance, args.max_tokens) for _ in range(args.runs // 2)]
     with serving(tokenizer, Engine(build_model(config), max_batch=AT_ONCE),
                  service_options={"grammars": grammars}) as server:
-        passed = [tell("calls of tools", server.url, calls, check_call),
-                  tell("answers in a form", server.url, forms, check_form)]
-    return int(not all(passed))
+        passed = [tell("calls of tools", server.url, calls, check_call, answers),
+                  tell("answers in a form", server.url, forms, check_form, answers)]
+    return all(passed)
 
 
 if __name__ == "__main__":

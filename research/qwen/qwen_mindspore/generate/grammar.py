@@ -47,8 +47,8 @@ SHORT = {"thought": r'LINE "\n"', "line": r"/[^\n]{0,400}/"}
 MOST_TOOLS = 128  # as many as OpenAI's API takes
 LONGEST = 256 * 1024  # characters of a grammar: of all tools together
 INPUT = b"\nAction Input: "  # JSON begins behind it
-# Tokens to spare beyond the way to the end, from which on not each token is looked at, since finding a way takes as long
-# as many masks. What a token makes necessary is at most what its schema names: with a long one they are more.
+# With more tokens to spare beyond the way to the end not each token is looked at: to find a way takes as long as many
+# masks. What a token makes necessary is at most what its schema names: with a long one they are more.
 AMPLE = range(128, 512)
 CHARACTERS = 8  # of a grammar, for each of these tokens
 
