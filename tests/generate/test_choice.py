@@ -28,6 +28,9 @@ class Cycle:
     def mask(self, logits):
         logits[np.arange(len(logits)) != 100 + len(self.accepted)] = -np.inf
 
+    def steer(self, token, left):
+        return token
+
     def accept(self, token):
         self.accepted.append(token)
 
@@ -117,6 +120,36 @@ def test_a_grammar_has_the_last_word_before_drawing(logits):
         choice.append(token)
         assert token == expected
     assert grammar.accepted == [100, 101] and choice.is_over
+
+
+def test_a_grammar_that_knows_what_is_left_takes_another_token_than_the_one_that_was_drawn(logits):
+    class Last(Cycle):
+        def mask(self, logits):
+            pass
+
+        def steer(self, token, left):
+            return 7 if left == 0 else token
+
+    choice = Choice(GenerationSettings(), VOCABULARY, Last(9), most=3)
+    for expected in (int(logits.argmax()), int(logits.argmax()), 7):
+        token, _ = choice.choose(logits.copy(), np.array([1]), "the request")
+        choice.append(token)
+        assert token == expected
+
+
+def test_the_engine_tells_a_grammar_what_the_request_and_the_model_leave(model):
+    lefts = []
+
+    class Noting(Cycle):
+        def steer(self, token, left):
+            lefts.append(left)
+            return token
+
+    run(Engine(model), [Request([1, 2, 3], settings(4), grammar=Noting(9))])
+    assert lefts == [3, 2, 1, 0]
+    lefts.clear()
+    run(Engine(model), [Request([1] * 157, settings(50), grammar=Noting(9))])
+    assert lefts == [2, 1, 0]
 
 
 def test_wishes_that_contradict_each_other_are_told(logits):

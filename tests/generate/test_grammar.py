@@ -57,6 +57,18 @@ class Vocabulary:
     def drawn(self, grammar, chance):
         return self.tokenizer.decode(draw(grammar, self.tokenizer, self.vocab_size, chance))
 
+    def steered(self, grammar, most, chance, begun=""):
+        """A text of at most so many tokens, drawn from all that may stand, behind one that was begun where it may."""
+        begun, ids, logits = self.tokenizer.encode(begun), [], np.empty(self.vocab_size, np.float32)
+        while not grammar.is_over and len(ids) < most:
+            logits[:] = 0
+            grammar.mask(logits)
+            is_begun = len(ids) < len(begun) and logits[begun[len(ids)]] == 0
+            token = begun[len(ids)] if is_begun else int(chance.choice(np.flatnonzero(logits == 0)))
+            ids.append(grammar.steer(token, most - len(ids) - 1))
+            grammar.accept(ids[-1])
+        return self.tokenizer.decode([token for token in ids if token not in self.ends])
+
     def may_end(self, grammar):
         return grammar.is_over or bool(self.allowed(grammar)[self.ends].all())
 
@@ -216,6 +228,65 @@ class TestTools:
         schema = parameters_schema({"properties": {"a": {keyword: use}}, "$defs": parts if by_reference else {}})
         found = list(schema["$defs"].values()) if by_reference else schema["properties"]["a"][keyword]
         assert [part.get("additionalProperties") is False for part in found] == [are_closed] * 2
+
+
+CITY = {"type": "object", "required": ["city", "days"], "properties": {
+    "city": {"type": "string"}, "days": {"type": "integer"}, "more": {"type": "array", "items": {
+        "type": "object", "required": ["a", "b"], "properties": {"a": {"type": "boolean"}, "b": {"type": "string"}}}}}}
+
+
+class TestEnds:
+    @pytest.mark.parametrize("seed", range(16))
+    def test_a_call_comes_to_its_end_in_time_whatever_is_drawn(self, any_vocabulary, seed):
+        chance = random.Random(seed)
+        tools = [{"name": name, "parameters": random_parameters(chance)} for name in chance.sample(NAMES, 3)]
+        grammar = any_vocabulary.grammars.react(tools, "required", bool(seed % 2))
+        text = any_vocabulary.steered(grammar, chance.choice([300, 400]), chance)
+        stream = ReactStream(bool(seed % 2))
+        events = stream.put(text) + stream.end()
+        assert grammar.is_over
+        check("".join(event.text for event in events if event.kind == "arguments"),
+              {tool["name"]: tool["parameters"] for tool in tools}[stream.name])
+
+    @pytest.mark.parametrize("most", [40, 41, 42, 43, 60, 90, 120])
+    def test_what_is_open_is_closed_and_what_is_required_is_there(self, tiny, most):
+        for begun in ("", '{"', '{"city": "', '{"city": "abc\\', '{"city": "a", "days": 1', '{"city": "天',
+                      '{"city": "a", "days": 1, "more": [{"a": true, "b": "x"}'[:most - 10]):
+            grammar = tiny.grammars.json_schema(CITY)
+            text = tiny.steered(grammar, most, random.Random(most), begun)
+            assert grammar.is_over and text.startswith(begun)
+            check(text, CITY)
+
+    def test_nothing_is_hastened_while_there_is_room(self, tiny):
+        text = '{"city": "' + "x" * 60 + '", "days": 12}'
+        for most in (len(text), len(text) + 1, 4000):
+            assert tiny.steered(tiny.grammars.json_schema(CITY), most, random.Random(0), text) == text
+        cut = tiny.steered(tiny.grammars.json_schema(CITY), len(text) - 5, random.Random(0), text)
+        assert json.loads(cut)["city"] == "x" * len(json.loads(cut)["city"]) and len(json.loads(cut)["city"]) >= 50
+
+    def test_where_there_is_too_little_room_from_the_beginning_it_is_cut(self, tiny):
+        grammar = tiny.grammars.json_schema({"const": "a constant"})
+        assert tiny.steered(grammar, 5, random.Random(0)) == '"a co' and not grammar.is_over
+
+    @pytest.mark.parametrize("begun, is_whole", [
+        ("Thought: I think", False), ("Thought: x\nFinal Answer: \nAction Input: ", False),
+        ('Thought: x\nAction: get_weather\nAction Input: {"city": "', True)])
+    def test_where_no_call_has_to_come_calls_alone_are_brought_to_their_end(self, tiny, begun, is_whole):
+        grammar = tiny.grammars.react([WEATHER], "auto")
+        text = tiny.steered(grammar, len(begun) + 20, random.Random(1), begun + " x" * 10)
+        assert text == begun + " x" * 10 if not is_whole else text.endswith('"}\n')
+        assert grammar.is_over == is_whole
+
+    @pytest.mark.parametrize("schema", [
+        {"type": "integer", "multipleOf": 7, "minimum": 10}, {"type": "number", "exclusiveMinimum": 0},
+        {"type": "string", "pattern": "[A-Z]"}, {"type": "string", "minLength": 30}, {"type": "array", "minItems": 9},
+        {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}], "$defs": {"n": {"type": "object", "required": ["n"],
+         "properties": {"n": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}}}}}])
+    def test_ways_to_the_end_are_found_where_they_are_not_plain(self, tiny, schema):
+        for seed in range(5):
+            grammar = tiny.grammars.json_schema(schema)
+            check(tiny.steered(grammar, 60, random.Random(seed)), schema)
+            assert grammar.is_over
 
 
 class TestSchemas:

@@ -54,7 +54,7 @@ def serving(tokenizer, engine, load=None, is_ready=True, routes=(), drain_second
             uvicorn_options=None, **options):
     """
     Args:
-        tokenizer, engine: See `scripted`.
+        tokenizer, engine: See `scripted`; or any engine.
         load (function): Builds Answers; default: those of the engine, at once.
         is_ready (bool): Wait until it is loaded.
         routes (Sequence[APIRouter]): More of them.
@@ -83,7 +83,8 @@ def serving(tokenizer, engine, load=None, is_ready=True, routes=(), drain_second
         yield running
     finally:
         running.client.close()
-        engine.hold.set()
+        if hasattr(engine, "hold"):
+            engine.hold.set()
         server.signals += 2
         thread.join(20)
         if service.runner is not None:

@@ -57,6 +57,22 @@ def test_a_call_that_is_demanded_comes_and_fits(api, seed):
     jsonschema.validate(json.loads(function["arguments"]), SCHEMAS[function["name"]])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_is_whole_where_few_tokens_are_left_for_it(api, stream):
+    fields = {"tools": TOOLS[:1], "tool_choice": "required", "temperature": 1.3, "seed": 4, "max_tokens": 100}
+    function, reason, thought = call_of(api.chat("Weather?", stream=stream, **fields), stream)
+    assert reason == "tool_calls" and thought
+    jsonschema.validate(json.loads(function["arguments"]), WEATHER["parameters"])
+
+
+def test_an_answer_in_a_form_is_whole_where_few_tokens_are_left_for_it(api):
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "array", "minItems": 2, "items": {
+        "type": "string"}}}}
+    for most in (8, 9, 30):
+        (choice,) = api.chat("Hi", response_format=form, temperature=1, seed=most, max_tokens=most)["choices"]
+        assert choice["finish_reason"] == "stop" and len(json.loads(choice["message"]["content"])) >= 2
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_the_tool_that_is_named_is_called(api, older):
     fields = {"functions": [WEATHER, TIME], "function_call": {"name": "get_time"}} if older else {

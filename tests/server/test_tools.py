@@ -91,6 +91,18 @@ def test_thoughts_are_content_as_in_qwens_server_if_the_service_says_so(tokenize
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name, arguments", [
+    ("Action", "{}"), ("Action:", "{}"), ("搜索🚀", '{"a": "北京"}'), ("get_weather", '{"a": "x\\nFinal Answer: y"}'),
+    ("get_weather", '{\n    "a": "Action: get_time",\n    "b": "Thought: x"\n}')])
+def test_names_and_arguments_that_look_like_the_form_are_whole(tokenizer, name, arguments, stream):
+    script = f"Thought: x\nAction: {name}\nAction Input: {arguments}\nObservation: made up"
+    answer = ask(tokenizer, script, tools=[{"type": "function", "function": {"name": name}}], stream=stream)
+    message = joined(answer)[0] if stream else answer["choices"][0]["message"]
+    assert message["tool_calls"][0]["function"] == {"name": name, "arguments": arguments}
+    assert message["reasoning_content"] == "x" and not message.get("content")
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_call_that_is_cut_says_so(tokenizer, stream):
     with Api(tokenizer, ScriptedEngine(CALL, room=4096)) as api:
         answer = api.chat(tools=TOOLS, stream=stream, max_tokens=69)

@@ -57,17 +57,20 @@ class Choice:
     """
     The choices of one answer. Logits are altered in this order: `logit_bias`; `repetition_penalty`, by prompt and
     answer; `presence_penalty` and `frequency_penalty`, by the answer; what `min_new_tokens` holds back; the grammar;
-    then what drawing takes (temperature, `min_p`, `top_k`, `top_p`).
+    then what drawing takes (temperature, `min_p`, `top_k`, `top_p`). At last the grammar may take another token
+    than the one that was drawn, where the answer could not end in time otherwise.
 
     Args:
         settings (GenerationSettings): The request's.
         vocabulary (int): Ids from 0 to this.
         grammar: What may come next, or None: an object with `mask(logits)`, which writes -inf where no token may come
             next, `accept(token)`, and `is_over`, whether nothing may follow. It belongs to this answer alone.
+        most (int): Tokens that the answer may have. With it the grammar also has `steer(token, left)`: it gives the
+            token that was chosen, or another one, with which the answer ends within the `left` tokens behind it.
     """
 
-    def __init__(self, settings, vocabulary, grammar=None):
-        self.settings, self.grammar = settings, grammar
+    def __init__(self, settings, vocabulary, grammar=None, most=None):
+        self.settings, self.grammar, self.most = settings, grammar, most
         self.uniform = np.random.RandomState(settings.seed).random_sample if settings.draws else None
         self.answered, self.counts = 0, Counter()
         biases = [pair for pair in settings.logit_bias if pair[0] < vocabulary]
@@ -109,6 +112,8 @@ class Choice:
         try:
             logits = self._altered(logits, ids, name, place)
             token = next_token(logits, self.settings, self.uniform, name, place)
+            if self.grammar is not None and self.most is not None:
+                token = self.grammar.steer(token, self.most - self.answered - 1)
         except (LookupError, TypeError) as error:  # of this request alone: others go on
             raise ValueError(f"{name}: no token to choose at {place} by {self.settings}: {error}") from error
         return token, None if raw is None else logprobs_of(raw[None], [token], self.settings.logprobs)[0]

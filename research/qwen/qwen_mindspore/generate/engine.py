@@ -114,7 +114,7 @@ class Engine:
                 id = next(number for number in self.numbers if number not in self.sequences)
             elif id in self.sequences:
                 raise ValueError(f"id {id!r}: a request of that id has not ended yet")
-            choice = Choice(request.settings, self.config.vocab_size, request.grammar)
+            choice = Choice(request.settings, self.config.vocab_size, request.grammar, limit - len(prompt))
             sequence = RunningRequest(id, request.settings, prompt.astype(np.int32), limit, factor, next(self.arrivals),
                                  self.piece or self.block_size, choice)
             self.sequences[id] = sequence

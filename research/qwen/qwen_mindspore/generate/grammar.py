@@ -1,7 +1,7 @@
 """
 Grammars of answers: JSON that fits a schema, and calls of tools in Qwen's ReAct form with a tool's name and arguments
 that fit. Before each token of an answer those that can't be its next are ruled out, so that it can't go wrong, whatever
-the model would say. Only where the answer is cut off by its length it is unfinished.
+the model would say. Where the tokens that it may have run out, it is brought to its end, see `Grammar.steer`.
 
 The work is done by llguidance (github.com/guidance-ai/llguidance), in Rust.
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from qwen_mindspore.common.extras import import_extra
 from qwen_mindspore.common.text import listed, one_line, shown
+from qwen_mindspore.generate.endings import Endings
 from qwen_mindspore.generate.schema import forces_little, parameters_schema, prepared
 from qwen_mindspore.text.react import Open, read_tools
 
@@ -45,6 +46,12 @@ SHORT = {"thought": r'LINE "\n"', "line": r"/[^\n]{0,400}/"}
 
 MOST_TOOLS = 128  # as many as OpenAI's API takes
 LONGEST = 256 * 1024  # characters of a grammar: of all tools together
+INPUT = b"\nAction Input: "  # JSON begins behind it
+# With more tokens to spare beyond the way to the end not each token is looked at: to find a way takes as long as many
+# masks. What a token makes necessary is at most what its schema names: with a long one they are more.
+AMPLE = range(128, 512)
+CHARACTERS = 8  # of a grammar, for each of these tokens
+
 KEPT = 16  # grammars that wait for the next request with the same tools
 
 # A byte of a mask -> what its eight logits must not exceed.
@@ -59,13 +66,20 @@ class Grammar:
     Args:
         matcher (llguidance.LLMatcher): At the beginning of the answer.
         apply (callable): Takes the matcher and logits, see `mask`.
+        endings (Endings): Of the vocabulary.
+        marker (bytes): Behind it comes JSON; nothing: from the beginning.
+        is_free (bool): In front of the marker, which need not come, nothing is brought to an end.
+        size (int): Characters of the grammar.
 
     Attributes:
         is_over (bool): Nothing can follow.
     """
 
-    def __init__(self, matcher, apply):
-        self._matcher, self._apply = matcher, apply
+    def __init__(self, matcher, apply, endings, marker=b"", is_free=False, size=0):
+        self._matcher, self._apply, self._endings = matcher, apply, endings
+        self._marker, self._is_free, self._text = marker, is_free, b""
+        self._ample = min(max(size // CHARACTERS, AMPLE.start), AMPLE.stop)
+        self._way, self._look = None, None  # known to the end; how many tokens are left when it is looked for
         self.is_over = matcher.is_stopped()
 
     def mask(self, logits):
@@ -80,6 +94,53 @@ class Grammar:
         """
         self._apply(self._matcher, logits)
 
+    def steer(self, token, left):
+        """
+        The next token, so that the answer comes to its end in time. What has to follow in the end is known at each
+        place; once there is room for no more than that, it follows. So a text is cut and closed, and a list has no
+        further items. Where there was no room from the beginning, or no way was found, nothing is done.
+
+        Args:
+            token (int): The one that was chosen; it can stand here.
+            left (int): How many tokens there may be behind it.
+
+        Returns:
+            int, it or another one, which `accept` must be told of next.
+        """
+        if self._look is None:
+            self._look = max(left // 2, 2 * self._ample)
+        if left > self._look or (self._is_free and (self._marker or self._matcher.is_accepting())):
+            self._way = None
+            return token
+        way = self._endings.find(self._matcher, left + 1, self._marker) if self._way is None else self._way
+        if way is None:
+            self._look = left // 2
+            return token
+        then = self._behind(token, way, left)
+        if then is None:
+            token, then = way[0], way[1:]
+        spare = left - len(then)
+        self._way, self._look = then, left - spare // 4 if spare > self._ample else left
+        return token
+
+    def _behind(self, token, way, left):
+        """A way to the end behind a token, of at most `left` tokens, or None."""
+        if way and way[0] == token:
+            return way[1:]
+        matcher = self._matcher.deep_copy()
+        matcher.consume_token(token)
+        if matcher.is_stopped():
+            return []
+        if len(way) <= left:  # within a text, say, the way stays what it is
+            further = matcher.deep_copy()
+            if further.try_consume_tokens(way) == len(way) and further.is_stopped():
+                return way
+        return self._endings.find(matcher, left, self._marker_behind(token))
+
+    def _marker_behind(self, token):
+        """What is left to wait for: the marker, or nothing once it is there."""
+        return b"" if self._marker in self._text + self._endings.bytes_of(token) else self._marker
+
     def accept(self, token):
         """
         Go on behind a token that was chosen.
@@ -92,6 +153,9 @@ class Grammar:
         """
         if not self._matcher.consume_token(int(token)):
             raise RuntimeError(f"token {token}: it can't stand here, by the grammar of the answer")
+        if self._marker:
+            self._marker = self._marker_behind(token)
+            self._text = (self._text + self._endings.bytes_of(token))[-len(INPUT):]
         self.is_over = self._matcher.is_stopped()
 
 
@@ -111,7 +175,7 @@ class Grammars:
     def __init__(self, tokenizer, vocab_size, ends):
         self._tokenizer, self._ends = tokenizer, [int(end) for end in ends]
         self._rows = max(vocab_size, tokenizer.vocab_size)
-        self._library = self._tokens = None
+        self._library = self._tokens = self._endings = None
         self._lock, self._kept = threading.Lock(), OrderedDict()
         self._buffers = threading.local()
 
@@ -121,6 +185,7 @@ class Grammars:
             if self._tokens is None:
                 self._library = import_extra("llguidance", "server", "a grammar of answers")
                 reader = import_extra("llguidance.tiktoken", "server", "a grammar of answers")
+                self._endings = Endings(self._tokenizer, self._ends[0])
                 self._tokens = reader.lltokenizer_from_encoding(
                     self._tokenizer.tokenizer, n_vocab=self._rows, eos_token=self._ends)
 
@@ -175,9 +240,10 @@ class Grammars:
             raise ValueError(f"tools: expected up to {MOST_TOOLS}, found {len(tools)}")
         wanted = [tool for tool in tools if choice in CHOICES or tool.name == choice]
         parts = [(f"parameters of {tool.name}", tool.parameters) for tool in wanted]
-        return self._grammar(parts, lambda schemas: _react(wanted, schemas, choice == "auto", is_open), is_tool=True)
+        return self._grammar(parts, lambda schemas: _react(wanted, schemas, choice == "auto", is_open), is_tool=True,
+                             is_free=choice == "auto")
 
-    def _grammar(self, parts, write, is_tool=False):
+    def _grammar(self, parts, write, is_tool=False, is_free=False):
         """The grammar that `write` makes of rules, one for each (what it is called, schema)."""
         rules, are_small = zip(*(_rule(what, schema, is_tool) for what, schema in parts))
         options = "" if all(are_small) else '%llguidance {"no_forcing": true}\n'
@@ -185,11 +251,12 @@ class Grammars:
         if len(text) > LONGEST:
             raise ValueError(f"tools: expected up to {LONGEST} characters of schemas, found {len(text)}")
         self.prepare()
+        marker = INPUT if is_tool else b""
         with self._lock:
             matcher = self._kept.get(text)
             if matcher is not None:
                 self._kept.move_to_end(text)
-                return Grammar(matcher.deep_copy(), self._apply)
+                return Grammar(matcher.deep_copy(), self._apply, self._endings, marker, is_free, len(text))
         if is_tool:  # each alone: so it is known which one is wrong, and that something fits each
             for (what, _), rule in zip(parts, rules):
                 self._compiled(f"{options}start: {rule}\n", what)
@@ -198,7 +265,7 @@ class Grammars:
             self._kept[text] = matcher
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        return Grammar(matcher.deep_copy(), self._apply)
+        return Grammar(matcher.deep_copy(), self._apply, self._endings, marker, is_free, len(text))
 
     def _compiled(self, text, what):
         library = self._library
