@@ -3,7 +3,7 @@ What a server costs beside its engine: the same prompts, over HTTP and by the ba
 
 Both answer with the same engine, and compile and cache alike; prompts are of random ids, so that no one begins like
 another. Clients are in a process of their own, on the same cores. A figure is the median of the rounds; every answer
-is compared, token by token.
+is compared.
 """
 import asyncio
 import json
@@ -20,6 +20,7 @@ from qwen_mindspore.generate.engine import Request
 from qwen_mindspore.server.address import bind, url_of
 from qwen_mindspore.server.app import create_app
 from qwen_mindspore.server.lifecycle import Server
+from qwen_mindspore.text.stream import TextStream
 
 __all__ = ["benchmark", "table"]
 
@@ -37,7 +38,7 @@ def benchmark(service, load, concurrency, prompt_tokens, new_tokens, rounds):
     Returns:
         dict, `points`: {"concurrency", "engine", "server"} with `tokens_per_second` and `first_token_seconds`, medians
         of the rounds as their `rounds` have them, `ratio` (of the medians of tokens/s), `delay_seconds` (between the
-        medians of first tokens), `same_tokens`.
+        medians of first tokens), `same_text`.
 
     Raises:
         RuntimeError: The server did not come up, or did not answer.
@@ -47,7 +48,7 @@ def benchmark(service, load, concurrency, prompt_tokens, new_tokens, rounds):
         chance, vocabulary = random.Random(0), service.config.vocab_size
         points = []
         for count in concurrency:
-            ways = {"engine": lambda prompts: _by_engine(answers.engine, service.settings, prompts, new_tokens),
+            ways = {"engine": lambda prompts: _by_engine(answers, service.settings, prompts, new_tokens),
                     "server": lambda prompts: ask(f"{url}v1/completions", prompts, new_tokens)}
             points.append(_point(ways, count, rounds, lambda: [
                 chance.randrange(min(vocabulary, 10_000)) for _ in range(prompt_tokens)]))
@@ -66,33 +67,34 @@ def _point(ways, count, rounds, new_prompt):
             if number:  # the first one warms up
                 runs[name].append(_figures(found[name]))
         same = ways["engine"]([[(prompt[0] + 1) % 10_000, *prompt[1:]] for prompt in prompts])
-        is_same = is_same and _ids(same) == _ids(found["server"])
+        is_same = is_same and _texts(same) == _texts(found["server"])
     medians = {name: {key: statistics.median(run[key] for run in some) for key in some[0]} | {"rounds": some}
                for name, some in runs.items()}
-    return {"concurrency": count, **medians, "same_tokens": is_same,
+    return {"concurrency": count, **medians, "same_text": is_same,
             "ratio": medians["server"]["tokens_per_second"] / medians["engine"]["tokens_per_second"],
             "delay_seconds": medians["server"]["first_token_seconds"] - medians["engine"]["first_token_seconds"]}
 
 
-def _ids(found):
-    return [answer["token_ids"] for answer in found["answers"]]
+def _texts(found):
+    return [answer["text"] for answer in found["answers"]]
 
 
 def _figures(found):
     """Tokens/s of all together, from the first question to the last token; seconds to a first token, the mean."""
     answers = found["answers"]
     seconds = max(answer["last"] for answer in answers) - found["began"]
-    return {"tokens_per_second": sum(len(answer["token_ids"]) for answer in answers) / seconds,
+    return {"tokens_per_second": sum(answer["tokens"] for answer in answers) / seconds,
             "first_token_seconds": statistics.mean(answer["first"] - found["began"] for answer in answers)}
 
 
-def _by_engine(engine, settings, prompts, new_tokens):
-    """What clients would get, by the engine alone."""
+def _by_engine(answers, settings, prompts, new_tokens):
+    """What clients would get, by the engine alone; ids become text when all is done."""
+    engine, tokenizer = answers.engine, answers.tokenizer
     settings = settings.override(max_new_tokens=new_tokens, do_sample=False, ignore_eos=True, stop_words=[],
                                  stop_words_ids=[])
     began, found = time.monotonic(), {}
     for prompt in prompts:
-        found[engine.add(Request(prompt, settings))] = {"token_ids": [], "first": None, "last": None}
+        found[engine.add(Request(prompt, settings))] = {"ids": [], "first": None, "last": None}
     while engine.has_work:
         outputs, now = engine.step(), None
         now = time.monotonic()
@@ -100,8 +102,11 @@ def _by_engine(engine, settings, prompts, new_tokens):
             if output.error:
                 raise output.error
             answer = found[output.id]
-            answer["token_ids"].append(output.token)
+            answer["ids"].append(output.token)
             answer["first"], answer["last"] = answer["first"] or now, now
+    for answer in found.values():
+        ids, stream = answer.pop("ids"), TextStream(tokenizer)
+        answer |= {"text": "".join(map(stream.put, ids)) + stream.end(), "tokens": len(ids)}
     return {"began": began, "answers": list(found.values())}
 
 
@@ -155,9 +160,9 @@ class _clients:
 def table(report):
     """The report as text."""
     lines = [f"{report['model']}, prompts of {report['prompt_tokens']} tokens, answers of {report['new_tokens']}",
-             "at once   engine, tokens/s   server, tokens/s   ratio   first token later by   same tokens"]
+             "at once   engine, tokens/s   server, tokens/s   ratio   first token later by   same text"]
     for point in report["points"]:
         lines.append(f"{point['concurrency']:7}   {point['engine']['tokens_per_second']:16.1f}   "
                      f"{point['server']['tokens_per_second']:16.1f}   {point['ratio']:5.1%}   "
-                     f"{1000 * point['delay_seconds']:17.1f} ms   {'yes' if point['same_tokens'] else 'NO'}")
+                     f"{1000 * point['delay_seconds']:17.1f} ms   {'yes' if point['same_text'] else 'NO'}")
     return "\n".join(lines)

@@ -2,8 +2,9 @@
 Clients that put a server under load, in a process of their own: `python -m qwen_mindspore.server.load`.
 
 Reads {"url", "prompts", "max_tokens"} from standard input, a JSON a line, asks for all its prompts at once, streamed,
-and writes what each got: {"token_ids", "first", "last"}, times by the machine's monotonic clock, which every process
-shares. The first is that of the first token, not of the first byte.
+and writes what each got: {"text", "tokens", "first", "last"}, times by the machine's monotonic clock, which every
+process shares. The first is that of the first token, not of the first byte. While answers come nothing is read of them
+but when they came: clients share the cores with what is measured.
 """
 import asyncio
 import json
@@ -27,31 +28,37 @@ async def ask(session, url, prompt, max_tokens, **fields):
         fields: Of the request, besides.
 
     Returns:
-        dict, `token_ids`, and `first` and `last`, the times at which the first and the last of them came.
+        dict, `text`, `tokens`, and `first` and `last`, the times at which the first and the last text came.
 
     Raises:
         RuntimeError: The server did not answer, or not to the end.
     """
     body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True, "stream": True,
-            "return_token_ids": True, **fields}
-    ids, first, last = [], None, None
+            "stream_options": {"include_usage": True}, **fields}
+    pieces = []
     async with session.post(url, json=body) as response:
-        if response.status != 200:
-            raise RuntimeError(f"{url}: {response.status}: {(await response.text())[:200]}")
-        async for line in response.content:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
+        async for piece, _ in response.content.iter_chunks():
+            pieces.append((time.monotonic(), piece))
+    if response.status != 200:
+        raise RuntimeError(f"{url}: {response.status}: {b''.join(piece for _, piece in pieces)[:200]}")
+    return _read(pieces, max_tokens, url)
+
+
+def _read(pieces, max_tokens, url):
+    """What came, by when it came."""
+    text, tokens, times, rest = "", None, [], b""
+    for when, piece in pieces:
+        *events, rest = (rest + piece).split(b"\n\n")
+        for event in (json.loads(event[6:]) for event in events if event.startswith(b"data: {")):
             if "error" in event:
                 raise RuntimeError(f"{url}: {event['error']['message']}")
-            new = [token for choice in event["choices"] for token in choice.get("token_ids") or ()]
-            if new:
-                last = time.monotonic()
-                first = first or last
-                ids += new
-    if len(ids) != max_tokens:
-        raise RuntimeError(f"{url}: expected {max_tokens} tokens, found {len(ids)}")
-    return {"token_ids": ids, "first": first, "last": last}
+            new = "".join(choice["text"] for choice in event["choices"])
+            text += new
+            times += [when] if new else []
+            tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
+    if tokens != max_tokens or not times:
+        raise RuntimeError(f"{url}: expected {max_tokens} tokens, found {tokens}")
+    return {"text": text, "tokens": tokens, "first": times[0], "last": times[-1]}
 
 
 async def ask_all(lines, write):
