@@ -2,6 +2,7 @@
 How tokens are chosen: each setting does what it says, by the model's own logits or after them, and an answer is the
 same whatever goes on beside it.
 """
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -290,6 +291,16 @@ def test_what_was_there_already_is_told(model):
         engine.add(Request(prompt, settings(2)))
     cached = [output.cached_tokens for _ in iter(lambda: engine.has_work, False) for output in engine.step()]
     assert sorted(set(cached)) == sorted({0, shared})
+
+
+def test_when_a_request_first_had_a_place_is_told_and_stays_so(model):
+    engine, before = Engine(model, max_batch=1), time.monotonic()
+    for number in range(2):
+        engine.add(Request([number, 1], settings(3), number))
+    outputs = [output for _ in iter(lambda: engine.has_work, False) for output in engine.step()]
+    started = [{output.started for output in outputs if output.id == number} for number in range(2)]
+    assert [len(times) for times in started] == [1, 1]
+    assert before < min(started[0]) < min(started[1]) < time.monotonic()
 
 
 def test_an_end_is_none_where_it_is_ignored_or_comes_too_soon(model):

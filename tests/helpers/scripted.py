@@ -73,7 +73,7 @@ class ScriptedEngine:
             if request.id in self.sequences:
                 raise ValueError(f"id {request.id!r}: a request of that id has not ended yet")
             self.sequences[request.id] = SimpleNamespace(request=request, left=[*tokens, self.end], said=[],
-                                                         limit=limit)
+                                                         limit=limit, started=None)
             self.requests.append(request)
         return request.id
 
@@ -118,6 +118,7 @@ class ScriptedEngine:
             self.computed_tokens += len(request.prompt)
             if settings.prompt_logprobs is not None:
                 prompt_logprobs = [None, *(logprob_of(id, settings.prompt_logprobs) for id in request.prompt[1:])]
+        sequence.started = sequence.started or time.monotonic()
         sequence.said.append(token)
         is_over = False
         if request.grammar is not None:
@@ -129,7 +130,7 @@ class ScriptedEngine:
         reason = "stop" if stop or is_over else "length" if len(sequence.said) >= sequence.limit else None
         logprob = None if settings.logprobs is None else logprob_of(token, settings.logprobs)
         return Output(id, token, reason, stop, logprob=logprob, prompt_logprobs=prompt_logprobs,
-                      cached_tokens=min(self.cached, len(request.prompt) - 1))
+                      cached_tokens=min(self.cached, len(request.prompt) - 1), started=sequence.started)
 
 
 def logprob_of(token, count):

@@ -23,7 +23,8 @@ def values(metrics):
 
 
 def finished(**changes):
-    ticket = SimpleNamespace(first=1.0, ended=3.0, seen=0, answer=SimpleNamespace(tokens=5))
+    answer = SimpleNamespace(tokens=5, started=0.75)
+    ticket = SimpleNamespace(submitted=0.25, first=1.0, ended=3.0, seen=0, answer=answer)
     return Finished(**{"id": "cmpl-1", "endpoint": "completions", "stream": False, "prompt_tokens": 10,
                        "cached_tokens": 4, "completion_tokens": 5, "finish_reasons": ("stop",), "n": 1,
                        "max_tokens": 16, "seconds_to_first": 0.3, "seconds": 2.5, "tickets": (ticket,), **changes})
@@ -47,6 +48,8 @@ def test_what_is_finished_is_added_up():
     assert found["qwen:request_success_total", "stop"] == 2 and found["qwen:request_success_total", "length"] == 1
     assert found["qwen:time_to_first_token_seconds_count",] == 1
     assert found["qwen:e2e_request_latency_seconds_sum",] == 5
+    assert found["qwen:request_queue_time_seconds_sum",] == 0.5
+    assert found["qwen:request_prefill_time_seconds_sum",] == 0.25
     assert found["qwen:request_decode_time_seconds_sum",] == 2
     assert found["qwen:request_time_per_output_token_seconds_sum",] == 0.5, "the first token is not one of them"
     assert found["qwen:request_params_n_sum",] == 3 and found["qwen:request_params_max_tokens_count",] == 2

@@ -148,6 +148,7 @@ class Answer:
     Attributes:
         prompt_tokens (int): Of the prompt.
         cached_tokens (int): Of these, those that were not computed, since they were there already.
+        started (float): When the engine began with it, by `time.monotonic()`; None before.
         tokens (int): Of the answer so far, those of a stop word included.
         token_ids (list[int]): They.
         logprobs (list[Logprob]): How likely they were, where the settings ask.
@@ -162,7 +163,7 @@ class Answer:
     def __init__(self, id, prompt, settings, tokenizer, strip=None):
         self.id, self.prompt_tokens, self.cached_tokens = id, len(prompt), 0
         self.token_ids, self.logprobs, self.prompt_logprobs = [], [], []
-        self.finish_reason = self.error = None
+        self.finish_reason = self.error = self.started = None
         self._strip = settings.chat_format == "chatml" if strip is None else strip
         self._least = settings.min_new_tokens
         self._stream = TextStream(tokenizer, settings.stop_words, settings.stop_words_ids)
@@ -192,7 +193,7 @@ class Answer:
         Returns:
             bool, whether the request must be cancelled: a stop string is complete, which the engine does not know of.
         """
-        self.cached_tokens = output.cached_tokens
+        self.cached_tokens, self.started = output.cached_tokens, output.started
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
         if output.logprob is not None:

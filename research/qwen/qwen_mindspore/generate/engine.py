@@ -19,6 +19,7 @@ Source: Yu et al., Orca (OSDI 2022), iteration-level scheduling; Kwon et al., Pa
 """
 import itertools
 import threading
+import time
 from collections import deque
 from typing import NamedTuple
 
@@ -257,7 +258,7 @@ class Engine:
         sequence.computed = len(shared) * self.block_size
         self.reused_tokens += sequence.computed
         if sequence.cached is None:
-            sequence.cached = sequence.computed
+            sequence.cached, sequence.started = sequence.computed, time.monotonic()
         return True
 
     def _published(self, sequence):
@@ -365,7 +366,7 @@ class Engine:
             self.waiting.remove(sequence)
         del self.sequences[sequence.id]
         return Output(sequence.id, None, "error" if error else "cancelled", error=error,
-                      cached_tokens=sequence.cached or 0)
+                      cached_tokens=sequence.cached or 0, started=sequence.started)
 
     def _put_back(self, sequence):
         """Take a sequence's blocks; it waits, before all younger ones, and is computed again."""

@@ -47,6 +47,7 @@ class Output:
         prompt_logprobs (list[Logprob | None]): With the first token, where the settings' `prompt_logprobs` asks: of
             each token of the prompt; the first, which nothing stands before, has None.
         cached_tokens (int): How many of the prompt's tokens were there already and were not computed.
+        started (float): `time.monotonic()` when the request first had a place; None where it never did.
     """
 
     id: Hashable
@@ -57,6 +58,7 @@ class Output:
     logprob: Logprob | None = None
     prompt_logprobs: list | None = None
     cached_tokens: int = 0
+    started: float | None = None
 
 
 class RunningRequest:
@@ -72,6 +74,7 @@ class RunningRequest:
         row (int): In the decoding batch; None outside.
         choice (Choice): How its tokens are chosen.
         cached (int): How many tokens were there already when it was first computed; None before.
+        started (float): When that was, by `time.monotonic()`; None before.
         scores (list[Logprob | None]): Of the prompt's tokens, as far as they are computed; None where nobody asks.
     """
 
@@ -82,7 +85,8 @@ class RunningRequest:
         self.unit = unit
         # Digests of the full units, each of all that stands up to its end. The keys depend on the NTK factor, too.
         self.chain = [b"%d" % factor]
-        self.cached, self.scores = None, None if settings.prompt_logprobs is None else [None]
+        self.cached = self.started = None
+        self.scores = None if settings.prompt_logprobs is None else [None]
 
     def digest(self, index, block_size):
         """What block `index` is known by: its unit, all of whose tokens are known, and its place there."""
@@ -112,7 +116,7 @@ class RunningRequest:
         stop_length = self._stop_length(token) if may_end else 0
         reason = "stop" if stop_length or self.choice.is_over else "length" if self.length == self.limit else None
         scores = self.scores if self.length == self.prompt_length + 1 else None
-        return Output(self.id, token, reason, stop_length, None, logprob, scores, self.cached)
+        return Output(self.id, token, reason, stop_length, None, logprob, scores, self.cached, self.started)
 
     def _stop_length(self, token):
         """The length of the longest stop word that the answer ends with; 0 for none."""

@@ -31,6 +31,8 @@ HISTOGRAMS = {
     "inter_token_latency_seconds": ("Between two tokens of an answer.", SECONDS),
     "request_time_per_output_token_seconds": ("The mean of that, of each answer.", SECONDS),
     "e2e_request_latency_seconds": ("From a request's admission to its end.", SECONDS),
+    "request_queue_time_seconds": ("From the admission of an answer to its first computation.", SECONDS),
+    "request_prefill_time_seconds": ("From an answer's first computation to its first token.", SECONDS),
     "request_decode_time_seconds": ("From the first token of an answer to its end.", SECONDS),
     "request_prompt_tokens": ("Tokens of a request's prompts.", TOKENS),
     "request_generation_tokens": ("Tokens of a request's answers.", TOKENS),
@@ -93,6 +95,10 @@ class Metrics(service.Metrics):
     def _decoded(self, ticket):
         if ticket.first is None or ticket.ended is None:
             return
+        started = ticket.answer.started
+        if started is not None:
+            self._observe("request_queue_time_seconds", max(0.0, started - ticket.submitted))
+            self._observe("request_prefill_time_seconds", max(0.0, ticket.first - started))
         seconds, tokens = ticket.ended - ticket.first, ticket.answer.tokens
         self._observe("request_decode_time_seconds", seconds)
         if tokens > 1:
