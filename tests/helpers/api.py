@@ -11,18 +11,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from helpers.scripted import scripted_service
+from helpers.serving import until
 from qwen_mindspore.server import chat, completions
 from qwen_mindspore.server.errors import install_handlers
 
 __all__ = ["Api", "events_of", "served", "until"]
-
-
-def until(condition, seconds=30):
-    """Wait till something is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come true"
-        time.sleep(0.002)
 
 
 def app_of(tokenizer, engine, **changes):
