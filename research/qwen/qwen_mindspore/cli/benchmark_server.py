@@ -35,11 +35,11 @@ def main(argv=None):
     def work(answers):
         serve.settle_original(options)
         settle_model(options)
-        config = config_of(options)
+        config, options.has_begun = config_of(options), True
         from qwen_mindspore.server.benchmark import benchmark, table
 
         report = benchmark(*serve.build_service(options, config), args.concurrency, args.prompt_tokens, args.new_tokens,
                            args.rounds)
         give_report(report, args, answers, table, None)
 
-    return serve.leave(run_command(NAME, work, options.verbose))
+    return serve.leave(run_command(NAME, work, options.verbose), options)

@@ -349,6 +349,7 @@ def _serve(args, config, keys, users, listener):
     from qwen_mindspore.server.app import create_app
     from qwen_mindspore.server.logs import log, set_up_logs
 
+    args.has_begun = True
     if args.replicas:
         from qwen_mindspore.server.replicas import FleetServer as Server
 
@@ -369,12 +370,17 @@ def _serve(args, config, keys, users, listener):
     return lifecycle.serve(server, [listener])
 
 
-def leave(code, at_once=False):
+def leave(code, args):
     """
     End the process without more ado, where a thread is still in the middle of a computation: Python, when it ends,
-    would pull the ground from under its feet. With `at_once` in any case: threads of Ray Serve never end.
+    would pull the ground from under its feet. Threads of Ray Serve never end.
+
+    Args:
+        code (int): The exit code, which is returned where nothing was begun, or all has ended.
+        args (argparse.Namespace): Of the command, with `has_begun` where it came so far.
     """
-    if at_once or any(thread.name in ("load", "engine", "grammars") for thread in threading.enumerate()):
+    is_busy = args.replicas or any(thread.name in ("load", "engine", "grammars") for thread in threading.enumerate())
+    if getattr(args, "has_begun", False) and is_busy:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -384,4 +390,4 @@ def leave(code, at_once=False):
 def main(argv=None):
     """The command. Returns the exit code."""
     args = parse_args(argv)
-    return leave(run_command(NAME, lambda _: serve(args), args.verbose), at_once=bool(args.replicas))
+    return leave(run_command(NAME, lambda _: serve(args), args.verbose), args)
