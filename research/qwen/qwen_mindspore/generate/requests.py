@@ -58,7 +58,7 @@ class Output:
     logprob: Logprob | None = None
     prompt_logprobs: list | None = None
     cached_tokens: int = 0
-    started: float | None = None
+    started: float | None = field(default=None, compare=False)
 
 
 class RunningRequest:
