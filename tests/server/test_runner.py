@@ -151,6 +151,20 @@ def test_a_failed_step_ends_all_requests_and_the_next_is_answered(tokenizer):
     play(tokenizer, engine, scenario)
 
 
+def test_what_a_failed_step_has_ended_is_given_back_though_nothing_follows(tokenizer):
+    async def scenario(service):
+        engine = service.runner.engine
+        engine.hold.clear()
+        tickets = [service.runner.submit([1], service.settings) for _ in range(3)]
+        engine.broken = OSError("no memory")
+        engine.hold.set()
+        for ticket in tickets:
+            await all_of(ticket)
+        assert all(str(ticket.error) == "no memory" for ticket in tickets)
+
+    play(tokenizer, ScriptedEngine("x" * 100), scenario)
+
+
 def test_who_waits_hears_of_the_threads_death(tokenizer):
     engine = ScriptedEngine("fine")
 

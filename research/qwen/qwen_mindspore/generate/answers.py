@@ -225,7 +225,7 @@ class Answers:
     def __init__(self, engine, tokenizer):
         self.engine, self.tokenizer = engine, tokenizer
         self.active, self.tokens = {}, 0
-        self._owes_step = False  # one that a stop string ended still has its blocks
+        self._owes_step = False  # some that are not active any more still have their blocks
         self._lock = threading.Lock()  # an output may come before its answer is entered
 
     @property
@@ -287,8 +287,20 @@ class Answers:
 
     def cancel_all(self):
         """End all answers; the engine has no work of theirs afterwards."""
-        for id in self.active:
-            self.engine.cancel(id)
-        self.active = {}
+        self.abandon()
         if self.engine.has_work:
             self.engine.step()
+        self._owes_step = False
+
+    def abandon(self):
+        """
+        Forget all answers, whether or not the engine still knows them; the next step gives back what they hold.
+
+        Returns:
+            list[Hashable], their ids.
+        """
+        with self._lock:
+            ids, self.active, self._owes_step = list(self.active), {}, True
+        for id in ids:
+            self.engine.cancel(id)
+        return ids

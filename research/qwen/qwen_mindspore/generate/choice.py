@@ -76,7 +76,6 @@ class Choice:
         biases = [pair for pair in settings.logit_bias if pair[0] < vocabulary]
         self.biased, self.biases = _columns(biases)
         self.held = sorted({word[0] for word in settings.stop_words_ids if len(word) == 1 and word[0] < vocabulary})
-
         self.alters = bool(biases or grammar or settings.repetition_penalty != 1.0 or settings.presence_penalty
                            or settings.frequency_penalty or settings.min_new_tokens)
 

@@ -208,7 +208,6 @@ class Runner:
     def _has_work(self):
         """Wait for work; False when there is to be none any more."""
         with self._condition:
-            # The engine has work of an answer that a stop string has ended, until it hears of it.
             while not self._is_stopping and not self.answers.has_work:
                 self._condition.wait()
             return not self._is_stopping
@@ -229,11 +228,7 @@ class Runner:
             self._publish({answer.id: answer for answer in changed}, {})
 
     def _fail_all(self, error):
-        ids = list(self.answers.active)
-        for id in ids:
-            self.answers.cancel(id)
-            self.answers.active.pop(id, None)  # whether the engine still knows it or not
-        self._publish({}, dict.fromkeys(ids, error))
+        self._publish({}, dict.fromkeys(self.answers.abandon(), error))
 
     def _publish(self, changed, failed):
         with self._lock:
