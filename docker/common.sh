@@ -7,6 +7,14 @@ read -ra DOCKER <<< "${DOCKER:-docker}"  # DOCKER="sudo docker", DOCKER=podman
 
 IMAGE_NAME="" CHECKPOINT="" CONTAINER_NAME=qwen PORT="${PORT:-}" ADDRESS=127.0.0.1 REST=()
 
+# Of a script that starts a server; another has its own.
+usage() {
+    cat <<EOF
+Usage: bash docker/$(basename "$0") [-i IMAGE_NAME] -c /path/to/Qwen-Chat [-n CONTAINER_NAME] [--port PORT]
+           [--address ADDRESS] [-- options of qwen-ms serve]
+EOF
+}
+
 fail() {
     echo "$(basename "$0"): $*" >&2
     exit 1

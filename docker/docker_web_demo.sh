@@ -5,12 +5,5 @@ PORT=8901
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-usage() {
-    cat <<'EOF'
-Usage: bash docker/docker_web_demo.sh [-i IMAGE_NAME] -c /path/to/Qwen-Chat [-n CONTAINER_NAME] [--port PORT]
-           [--address ADDRESS] [-- options of qwen-ms serve]
-EOF
-}
-
 read_options "$@"
 serve "web demo" /

@@ -1,15 +1,11 @@
 """Scripted engines behind a front: what Ray's processes build, and the server in this one."""
 import contextlib
 import os
-import threading
-
-import uvicorn
 
 from helpers.scripted import ScriptedEngine
-from helpers.serving import Running, until
+from helpers.serving import running
 from qwen_mindspore.generate.answers import Answers
 from qwen_mindspore.generate.settings import GenerationSettings
-from qwen_mindspore.server.address import bind, url_of
 from qwen_mindspore.server.app import create_app
 from qwen_mindspore.server.metrics import FleetMetrics, Metrics
 from qwen_mindspore.server.service import Limits, Service
@@ -37,19 +33,5 @@ def replicated(build, arguments, count=2, capacity=2, wanted=None, drain_seconds
     fleet = Fleet("qwen-test", metrics=FleetMetrics("qwen-test"), replicas=count)
     replicas = Replicas("qwen-test", build, arguments, count, capacity, wanted=wanted or {"CPU": 0.5})
     app = create_app(fleet, **options)
-    listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=2)
-    server = FleetServer(config, fleet, replicas.start, app.state.activity, drain_seconds)
-    thread = threading.Thread(target=server.run, args=([listener],), name="serving", daemon=True)
-    thread.start()
-    until(lambda: server.started or not thread.is_alive())
-    running = Running(fleet, server, None, url_of(listener).rstrip("/"))
-    running.thread = thread
-    try:
-        yield running
-    finally:
-        running.client.close()
-        server.signals += 2
-        thread.join(60)
-        listener.close()
-        assert not thread.is_alive()
+    with running(FleetServer, app, fleet, replicas.start, drain_seconds) as server:
+        yield server

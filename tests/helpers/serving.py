@@ -19,7 +19,7 @@ from qwen_mindspore.server.lifecycle import Server
 from qwen_mindspore.server.metrics import Metrics
 from qwen_mindspore.server.service import Service
 
-__all__ = ["Running", "serving", "until"]
+__all__ = ["Running", "running", "serving", "until"]
 
 
 class Running:
@@ -50,6 +50,29 @@ def until(condition, seconds=30):
 
 
 @contextlib.contextmanager
+def running(kind, app, service, load, drain_seconds, engine=None, **options):
+    """A server of a kind (lifecycle.Server, or one derived from it) on a free port of this machine: Running."""
+    listener = bind("127.0.0.1", 0)
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=2, **options)
+    server = kind(config, service, load, app.state.activity, drain_seconds)
+    thread = threading.Thread(target=server.run, args=([listener],), name="serving", daemon=True)
+    thread.start()
+    until(lambda: server.started or not thread.is_alive())
+    found = Running(service, server, engine, url_of(listener).rstrip("/"))
+    found.thread = thread
+    try:
+        yield found
+    finally:
+        found.client.close()
+        if hasattr(engine, "hold"):
+            engine.hold.set()
+        server.signals += 2
+        thread.join(60)
+        listener.close()
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
 def serving(tokenizer, engine, load=None, is_ready=True, routes=(), drain_seconds=5, service_options=None,
             uvicorn_options=None, **options):
     """
@@ -68,26 +91,12 @@ def serving(tokenizer, engine, load=None, is_ready=True, routes=(), drain_second
     app = create_app(service, **options)
     for router in routes:
         app.router.routes[0:0] = router.routes
-    listener = bind("127.0.0.1", 0)
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=2,
-                            **(uvicorn_options or {}))
-    server = Server(config, service, load or (lambda: Answers(engine, tokenizer)), app.state.activity, drain_seconds)
-    thread = threading.Thread(target=server.run, args=([listener],), name="serving", daemon=True)
-    thread.start()
-    until(lambda: server.started or not thread.is_alive())
-    running = Running(service, server, engine, url_of(listener).rstrip("/"))
-    running.thread = thread
+    load = load or (lambda: Answers(engine, tokenizer))
     try:
-        if is_ready:
-            until(lambda: service.state == "ready")
-        yield running
+        with running(Server, app, service, load, drain_seconds, engine, **(uvicorn_options or {})) as server:
+            if is_ready:
+                until(lambda: service.state == "ready")
+            yield server
     finally:
-        running.client.close()
-        if hasattr(engine, "hold"):
-            engine.hold.set()
-        server.signals += 2
-        thread.join(20)
         if service.runner is not None:
             service.runner.stop(10)
-        listener.close()
-        assert not thread.is_alive()
